@@ -7,6 +7,9 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -20,4 +23,20 @@ def shared_data() -> Path:
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the shared test data is not at {folder.name}/ beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mgm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real trained GPT-2 (8 layers, width 256): the MGM checkpoint that the microformer-mgm wheel carries."""
+    cache = ROOT / "build" / "mgm"
+    folder = cache / "mgm" / "resources" / "general_model"
+    if not (folder / "pytorch_model.bin").is_file():
+        wheels = tmp_path_factory.mktemp("wheels")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(wheels)]
+        done = subprocess.run([*command, "microformer-mgm==0.5.8"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"the package registry has no microformer-mgm here: {done.stderr.strip()[-200:]}")
+        with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+            wheel.extractall(cache, [name for name in wheel.namelist() if "/general_model/" in name])
     return folder

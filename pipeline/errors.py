@@ -1,0 +1,49 @@
+"""What pipeline raises, and the exit code each kind ends the command with.
+
+    PipelineError               exit code 1
+    ├── JobError                exit code 2: the job file, the command line or what they name is wrong
+    │   └── OutputRefused       exit code 2: the output folder holds another run, or something that isn't a run
+    ├── LeaseHeld               exit code 1: another driver works on this output folder
+    ├── SourceError             exit code 1: input that can't be read, though the plan saw it
+    ├── StoreError              exit code 1: output that can't be written
+    ├── WorkerError             exit code 1: a worker that cannot start
+    └── Interrupted             exit code 1: Ctrl-C or SIGTERM; what was committed stays
+
+Every message says what was wrong, the value, and what to do.
+"""
+
+
+class PipelineError(Exception):
+    """Root of everything pipeline raises on purpose; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class JobError(PipelineError):
+    """The job file, the command line or what they name is wrong: nothing was started, nothing was written."""
+
+    exit_code = 2
+
+
+class OutputRefused(JobError):
+    """The output folder holds another run, or something that isn't a run of ours."""
+
+
+class LeaseHeld(PipelineError):
+    """Another driver works on this output folder."""
+
+
+class SourceError(PipelineError):
+    """Input that can't be read, or that is not what the plan saw."""
+
+
+class StoreError(PipelineError):
+    """Output that can't be written."""
+
+
+class WorkerError(PipelineError):
+    """A worker that cannot start: no such device, not enough memory."""
+
+
+class Interrupted(PipelineError):
+    """Ctrl-C or SIGTERM."""

@@ -1,0 +1,118 @@
+"""The pydantic models of a job: every option a job file may name, with its default, and nothing else.
+
+A default lives here and nowhere else; the documentation is checked against it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.options import Options
+from pipeline.tasks.score import ScoreOptions
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ModelOptions(Options):
+    """Which GPT-2, and how it is held."""
+
+    path: str
+    """Folder, or id on the Hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; the commit it resolves to is part of the fingerprint."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """auto: float32 on a CPU, float16 on CUDA."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where a worker holds a GPU (`cluster.gpus_per_worker`), else cpu."""
+
+
+class DatasetOptions(Options):
+    """Arguments of `datasets.load_dataset`; json, csv and text loaders included."""
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None
+    data_dir: str | None = None
+    streaming: bool = False
+
+
+class InputOptions(Options):
+    """Where the rows come from: Parquet, or a Hugging Face dataset."""
+
+    parquet: str | list[str] | None = None
+    """File, folder, glob or list of them; any pyarrow or fsspec URI."""
+    dataset: DatasetOptions | None = None
+    columns: dict[str, str] = {}
+    """The task's input name -> the column that holds it; a name that is left out holds itself."""
+    limit: Positive | None = None
+    """First rows only."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.parquet is None) == (self.dataset is None):
+            found = "neither is given" if self.parquet is None else "both are given"
+            raise ValueError(f"input takes either parquet or dataset, and {found}: keep one of the two")
+        return self
+
+
+class OutputOptions(Options):
+    """Where the rows go."""
+
+    path: str
+    columns: list[str] | None = None
+    """Input columns to keep; null keeps all."""
+    rows_per_part: Positive = 10_000
+    prefix: str = ""
+    """Put before the result columns, for inputs that already have such a name."""
+
+
+class WorkerCount(Options):
+    """How many workers: the number follows the cluster between the two."""
+
+    min: Positive = 1
+    max: Positive | None = None
+    """null: as many as the cluster has devices for."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"workers.max {self.max} is below workers.min {self.min}")
+        return self
+
+
+class ClusterOptions(Options):
+    """Where the workers run and how work is handed to them."""
+
+    address: str | None = None
+    """Ray address; null: RAY_ADDRESS where set, else a local Ray for the time of the command."""
+    workers: WorkerCount = WorkerCount()
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """May be a fraction. null: 1 where this machine has a CUDA device, else 0."""
+    cpus_per_worker: Positive | None = None
+    """Cores and threads of one worker. null: 2 on a CPU, 1 beside a GPU."""
+    attempts: Positive = 3
+    """How often a part may take its worker down before the part is given up."""
+    tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Tokens in one call of the model. auto: 1,024 on a CPU, 16,384 on CUDA."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        gpus = self.gpus_per_worker
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_worker {gpus} is above one and not whole: Ray gives fractions of one GPU only")
+        return self
+
+
+class Job(Options):
+    """A whole job: the one description of a run."""
+
+    task: Literal["score"]
+    model: ModelOptions
+    input: InputOptions
+    output: OutputOptions
+    cluster: ClusterOptions = ClusterOptions()
+    score: ScoreOptions = ScoreOptions()

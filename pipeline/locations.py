@@ -1,0 +1,70 @@
+"""Where things are: a local path or a URI, opened through pyarrow's file systems, or fsspec's where pyarrow has none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import fsspec
+import pyarrow as pa
+from pyarrow import fs
+
+from pipeline.errors import JobError
+
+SECRETS = ("access_key", "secret_key", "session_token", "token", "password", "sas_token", "account_key")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A place in a file system. `path` is in the file system's own terms; `local` says whether it is a disk here."""
+
+    filesystem: fs.FileSystem
+    path: str
+    local: bool
+    scheme: str
+
+    def child(self, name: str) -> Location:
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", self.local, self.scheme)
+
+    def at(self, path: str) -> Location:
+        return Location(self.filesystem, path, self.local, self.scheme)
+
+    @property
+    def uri(self) -> str:
+        """The place's name without secrets: an absolute path where it is local."""
+        return self.path if self.local else f"{self.scheme}://{self.path}"
+
+
+def locate(uri: str, key: str) -> Location:
+    """The location that `uri` (or a path relative to the working directory) names; `key` is its place in the job.
+
+    Raises JobError for a scheme that neither pyarrow nor an installed fsspec file system knows.
+    """
+    scheme = uri.partition("://")[0] if "://" in uri else "file"
+    if scheme == "file":
+        path = uri.removeprefix("file://")
+        return Location(fs.LocalFileSystem(), str(Path(path).expanduser().absolute()), True, "file")
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, ValueError, OSError):
+        filesystem, path = _fsspec(uri, key)
+    return Location(filesystem, path.rstrip("/"), False, scheme)
+
+
+def _fsspec(uri: str, key: str) -> tuple[fs.FileSystem, str]:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError, OSError) as error:
+        raise JobError(f"{key} {redact(uri)}: no file system for it: {redact(str(error))}") from error
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def redact(uri: str) -> str:
+    """`uri` without user, password and secret query values, fit for a log."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    query = urlencode([(name, "***" if name.lower() in SECRETS else value) for name, value in parse_qsl(parts.query)])
+    return urlunsplit((parts.scheme, f"***@{host}" if "@" in parts.netloc else host, parts.path, query, ""))

@@ -1,0 +1,183 @@
+"""From a job to the parts it is done in, and the fingerprint that names them.
+
+The plan depends on the input and the options alone: never on timing, on the cluster's size or on what is done already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.sources import Split
+
+FORMAT = 1
+"""Layout of the output folder; a run of another layout is another run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A row range of a split: the unit that is computed, committed and resumed.
+
+    `stop` may lie behind the end of a streamed split; the part then holds what rows there are.
+    """
+
+    name: str
+    split: Split
+    piece: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that decides the result."""
+
+    identity: dict[str, Any] = field(repr=False)
+    """What is hashed to the fingerprint, key by key."""
+    splits: Sequence[Split] = field(repr=False)
+    rows_per_part: int
+    limit: int | None
+    input_columns: tuple[str, ...]
+    """Columns to read: the kept ones, then those that only the task needs."""
+    schema: pa.Schema
+    """Schema of every output file."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the identity, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def rows(self) -> int | None:
+        """Rows in all; None where only reading can tell."""
+        counts = [rows for split in self.splits if (rows := split.rows) is not None]
+        if len(counts) < len(self.splits):
+            return None
+        return sum(counts) if self.limit is None else min(sum(counts), self.limit)
+
+    def parts(self) -> Iterator[Part]:
+        """The parts, in input order; of a streamed split its first, to which `following` adds."""
+        prefix, index, left = self.fingerprint[:10], 0, self.limit
+        for split in self.splits:
+            if split.rows is None:
+                yield self._streamed(split, 0)
+                continue
+            rows = split.rows if left is None else min(split.rows, left)
+            for piece, start in enumerate(range(0, rows, self.rows_per_part)):
+                stop = min(start + self.rows_per_part, rows)
+                yield Part(f"part-{index:05d}-{prefix}.parquet", split, piece, start, stop)
+                index += 1
+            left = None if left is None else left - rows
+        if index == 0 and self.rows == 0:
+            yield Part(f"part-00000-{prefix}.parquet", self.splits[0], 0, 0, 0)
+
+    def following(self, part: Part, rows: int) -> Part | None:
+        """The next part of a streamed split, when `part` turned out to hold `rows` rows; None after the last."""
+        if part.split.rows is not None or rows < part.stop - part.start:
+            return None
+        return self._streamed(part.split, part.piece + 1)
+
+    def _streamed(self, split: Split, piece: int) -> Part:
+        name = f"part-{split.index:05d}-{piece:05d}-{self.fingerprint[:10]}.parquet"
+        start = piece * self.rows_per_part
+        return Part(name, split, piece, start, start + self.rows_per_part)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `_pipeline/plan.json` holds."""
+        return {
+            "fingerprint": self.fingerprint,
+            "identity": self.identity,
+            "rows": self.rows,
+            "rows_per_part": self.rows_per_part,
+            "splits": [asdict(split) for split in self.splits],
+            "schema": self.schema.to_string(show_schema_metadata=False).splitlines(),
+        }
+
+
+def make_plan(
+    job: Job,
+    schema: pa.Schema,
+    splits: Sequence[Split],
+    task_inputs: Sequence[str],
+    task_fields: Sequence[pa.Field],
+    is_text: Any,
+    model: dict[str, Any],
+    version: str,
+) -> Plan:
+    """Plan `job` over `splits`. Raises JobError for columns that are missing, of a wrong type, or taken."""
+    kept = _kept_columns(job, schema)
+    needed = _needed_columns(job, schema, task_inputs, is_text)
+    output = _output_schema(job, schema, kept, task_fields)
+    identity = {
+        "format": FORMAT,
+        "version": version,
+        "task": job.task,
+        job.task: getattr(job, job.task).model_dump(mode="json"),
+        "model": model,
+        "input": {
+            "columns": dict(zip(task_inputs, needed, strict=True)),
+            "limit": job.input.limit,
+            "splits": {split.name: {"rows": split.rows, **split.identity} for split in splits},
+        },
+        "output": {"columns": kept, "rows_per_part": job.output.rows_per_part, "prefix": job.output.prefix},
+    }
+    return Plan(
+        identity=identity,
+        splits=tuple(splits),
+        rows_per_part=job.output.rows_per_part,
+        limit=job.input.limit,
+        input_columns=tuple(dict.fromkeys([*kept, *needed])),
+        schema=output,
+    )
+
+
+def _kept_columns(job: Job, schema: pa.Schema) -> list[str]:
+    if job.output.columns is None:
+        return list(schema.names)
+    for name in job.output.columns:
+        if name not in schema.names:
+            raise JobError(f"output.columns names {name!r}, which the input lacks; it has {', '.join(schema.names)}")
+    return list(dict.fromkeys(job.output.columns))
+
+
+def _needed_columns(job: Job, schema: pa.Schema, task_inputs: Sequence[str], is_text: Any) -> list[str]:
+    for name in job.input.columns:
+        if name not in task_inputs:
+            raise JobError(
+                f"input.columns names {name!r}, which {job.task} does not read; it reads {', '.join(task_inputs)}"
+            )
+    needed = []
+    for name in task_inputs:
+        column = job.input.columns.get(name, name)
+        if column not in schema.names:
+            raise JobError(
+                f"input.columns: {job.task} reads {name} from column {column!r}, which the input lacks; "
+                f"it has {', '.join(schema.names)}: say input.columns.{name}=…"
+            )
+        if not is_text(schema.field(column).type):
+            raise JobError(
+                f"input.columns: {job.task} reads {name} from column {column!r}, which holds "
+                f"{schema.field(column).type} and not text: name a text column by input.columns.{name}=…"
+            )
+        needed.append(column)
+    return needed
+
+
+def _output_schema(job: Job, schema: pa.Schema, kept: Sequence[str], task_fields: Sequence[pa.Field]) -> pa.Schema:
+    results = [each.with_name(job.output.prefix + each.name) for each in [*task_fields, pa.field("error", pa.string())]]
+    taken = sorted(set(kept) & {each.name for each in results})
+    if taken:
+        raise JobError(
+            f"the input has a column {taken[0]!r} already, which {job.task} writes: "
+            f"give output.prefix={job.task}_ (or any other), or leave the column out of output.columns"
+        )
+    # Metadata of the input (pandas indexes, Hub features) describes another table than the one written here.
+    carried = [schema.field(name).remove_metadata() for name in kept]
+    return pa.schema([*carried, *results])

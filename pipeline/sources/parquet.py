@@ -1,0 +1,228 @@
+"""Parquet files: one, a folder, a glob or a list of them, on any file system that pyarrow or fsspec reaches."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.utils import glob_translate
+from pyarrow import fs
+
+from pipeline.errors import JobError, SourceError
+from pipeline.locations import Location, locate, redact
+from pipeline.sources import Split
+
+SUFFIXES = (".parquet", ".parq", ".pq")
+BATCH_BYTES = 8 << 20
+BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    location: Location
+    info: fs.FileInfo
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+
+
+class ParquetSource:
+    """Every file is a split."""
+
+    def __init__(self, names: str | Sequence[str]) -> None:
+        self.names = [names] if isinstance(names, str) else list(names)
+        self._open: dict[int, _Cursor] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"names": self.names, "_open": {}}
+
+    @cached_property
+    def _files(self) -> list[_File]:
+        found = [each for name in self.names for each in _list(name)]
+        twice = [path for path, count in Counter(each.path for each, _ in found).items() if count > 1]
+        if twice:
+            raise JobError(f"input.parquet names {twice[0]} twice: its rows would be done twice; name it once")
+        with ThreadPoolExecutor(16) as pool:
+            files = list(pool.map(lambda each: _footer(*each), found))
+        for each in files[1:]:
+            _same_schema(files[0], each)
+        return files
+
+    def schema(self) -> pa.Schema:
+        schema = self._files[0].schema
+        twice = [name for name, count in Counter(schema.names).items() if count > 1]
+        if twice:
+            raise JobError(f"{self._files[0].location.uri} has two columns named {twice[0]!r}: rename one of them")
+        return schema
+
+    def splits(self) -> list[Split]:
+        return [
+            Split(index, each.location.uri, each.metadata.num_rows, _identity(each.info))
+            for index, each in enumerate(self._files)
+        ]
+
+    def read(self, split: Split, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        cursor = self._open.pop(split.index, None)
+        try:
+            if cursor is None or not cursor.reaches(start, columns):
+                cursor = _Cursor(self._location(split), split, columns)
+            yield from cursor.take(start, stop)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(f"{split.name} can't be read at rows {start} to {stop}: {error}") from error
+        self._open = {split.index: cursor}
+
+    def _location(self, split: Split) -> Location:
+        scheme = split.name.partition("://")[0] if "://" in split.name else "file"
+        base = next(each for each in (locate(name, "input.parquet") for name in self.names) if each.scheme == scheme)
+        path = split.name if base.local else split.name.partition("://")[2]
+        location = base.at(path)
+        (info,) = location.filesystem.get_file_info([path])
+        if info.type != fs.FileType.File or _identity(info) != split.identity:
+            raise SourceError(
+                f"{split.name} changed since the plan (then {split.identity}, now {_identity(info)}): "
+                "put the file back, or run into a new output.path"
+            )
+        return location
+
+
+class _Cursor:
+    """An open file and the row it stands at, so that neighbouring parts decode a row group once."""
+
+    def __init__(self, location: Location, split: Split, columns: Sequence[str]) -> None:
+        self.columns = list(columns)
+        self.file = pq.ParquetFile(location.filesystem.open_input_file(location.path), memory_map=location.local)
+        self.ends = _row_group_ends(self.file.metadata)
+        self.row: int | None = None
+        self.rest: Iterator[pa.RecordBatch] = iter(())
+        self.left: pa.RecordBatch | None = None
+
+    def reaches(self, start: int, columns: Sequence[str]) -> bool:
+        """Whether reading on gets to `start` without decoding more than starting anew would."""
+        if self.row is None or self.row > start or self.columns != list(columns):
+            return False
+        return self._group(self.row) == self._group(start) or self.row == start
+
+    def _group(self, row: int) -> int:
+        return sum(end <= row for end in self.ends)
+
+    def take(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        if self.row is None:
+            self._seek(start)
+        assert self.row is not None
+        while self.row < stop:
+            batch = self.left if self.left is not None else next(self.rest, None)
+            self.left = None
+            if batch is None:
+                return
+            skip = min(max(start - self.row, 0), batch.num_rows)
+            keep = min(stop - self.row, batch.num_rows)
+            self.left = batch.slice(keep) if keep < batch.num_rows else None
+            self.row += keep
+            if skip < keep:
+                yield batch.slice(skip, keep - skip)
+
+    def _seek(self, start: int) -> None:
+        first = self._group(start)
+        self.row = self.ends[first - 1] if first else 0
+        groups = list(range(first, len(self.ends)))
+        self.rest = self.file.iter_batches(_batch_rows(self.file.metadata), groups, columns=self.columns)
+
+
+def _row_group_ends(metadata: pq.FileMetaData) -> list[int]:
+    ends, rows = [], 0
+    for group in range(metadata.num_row_groups):
+        rows += metadata.row_group(group).num_rows
+        ends.append(rows)
+    return ends
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    """Rows a batch, so that wide rows don't fill the memory."""
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * max(metadata.num_rows, 1) // max(size, 1)))
+
+
+def _list(name: str) -> list[tuple[Location, fs.FileInfo]]:
+    """The files that one entry of input.parquet names, by name; hidden ones (. and _) are left out of folders."""
+    if _is_glob(name):
+        found = _glob(name)
+    else:
+        location = locate(name, "input.parquet")
+        try:
+            (info,) = location.filesystem.get_file_info([location.path])
+        except OSError as error:
+            raise JobError(f"input.parquet {redact(name)}: {error}") from error
+        if info.type == fs.FileType.NotFound:
+            raise JobError(f"input.parquet {redact(name)}: there is no such file or folder ({location.uri})")
+        if info.type == fs.FileType.File:
+            return [(location, info)]
+        found = [
+            each for each in _walk(location) if each.path.endswith(SUFFIXES) and not _hidden(each.path, location.path)
+        ]
+        if not found:
+            raise JobError(f"input.parquet {redact(name)}: no .parquet file is in this folder ({location.uri})")
+    base = locate(name, "input.parquet")
+    return [(base.at(info.path), info) for info in sorted(found, key=lambda info: info.path)]
+
+
+def _is_glob(name: str) -> bool:
+    """In a URI a question mark begins the query."""
+    path, letters = (name.partition("?")[0], "*[") if "://" in name else (name, "*?[")
+    return any(letter in path for letter in letters)
+
+
+def _glob(name: str) -> list[fs.FileInfo]:
+    location = locate(name, "input.parquet")
+    fixed = re.split(r"[*?\[]", location.path, maxsplit=1)[0].rpartition("/")[0] or "/"
+    pattern = re.compile(glob_translate(location.path))
+    found = [info for info in _walk(location.at(fixed)) if pattern.fullmatch(info.path)]
+    if not found:
+        raise JobError(f"input.parquet {redact(name)}: no file matches this pattern; looked in {location.at(fixed).uri}")
+    return found
+
+
+def _walk(folder: Location) -> list[fs.FileInfo]:
+    selector = fs.FileSelector(folder.path, allow_not_found=True, recursive=True)
+    return [info for info in folder.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+
+
+def _hidden(path: str, base: str) -> bool:
+    return any(name.startswith((".", "_")) for name in path[len(base) :].split("/"))
+
+
+def _footer(location: Location, info: fs.FileInfo) -> _File:
+    try:
+        with location.filesystem.open_input_file(location.path) as file:
+            opened = pq.ParquetFile(file)
+            return _File(location, info, opened.metadata, opened.schema_arrow)
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(
+            f"{location.uri} is not a whole Parquet file ({error}): write it again, or leave it out of input.parquet"
+        ) from error
+
+
+def _same_schema(first: _File, other: _File) -> None:
+    if first.schema.equals(other.schema):
+        return
+    ours, theirs = ({field.name: field.type for field in each.schema} for each in (first, other))
+    name = next((name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name)), None)
+    if name is None and first.schema.names == other.schema.names:
+        return
+    what = (
+        f"column {name!r} is {ours.get(name, 'missing')} in one and {theirs.get(name, 'missing')} in the other"
+        if name is not None
+        else "their columns stand in another order"
+    )
+    raise JobError(
+        f"{first.location.uri} and {other.location.uri} differ: {what}; "
+        "one run writes one table: write the files alike, or run them apart"
+    )
+
+
+def _identity(info: fs.FileInfo) -> dict[str, str | int | None]:
+    return {"size": info.size, "modified_ns": info.mtime_ns}
