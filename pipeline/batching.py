@@ -28,9 +28,7 @@ def cut_packs(lengths: npt.NDArray[np.int64], budget: int) -> Iterator[Index]:
         yield order[start:]
 
 
-def run_packs(
-    lengths: npt.NDArray[np.int64], budget: int, call: Callable[[Index], None]
-) -> dict[int, str]:
+def run_packs(lengths: npt.NDArray[np.int64], budget: int, call: Callable[[Index], None]) -> dict[int, str]:
     """Run `call` on every pack; a pack that device memory can't hold is halved, down to the one sequence.
 
     Returns the sequences that do not fit even alone, with the reason.

@@ -36,6 +36,11 @@ class Location:
         return self.path if self.local else f"{self.scheme}://{self.path}"
 
 
+def absolute(name: str) -> str:
+    """A local path made absolute; a URI as it is."""
+    return name if "://" in name else str(Path(name).expanduser().absolute())
+
+
 def locate(uri: str, key: str) -> Location:
     """The location that `uri` (or a path relative to the working directory) names; `key` is its place in the job.
 
@@ -43,8 +48,7 @@ def locate(uri: str, key: str) -> Location:
     """
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     if scheme == "file":
-        path = uri.removeprefix("file://")
-        return Location(fs.LocalFileSystem(), str(Path(path).expanduser().absolute()), True, "file")
+        return Location(fs.LocalFileSystem(), absolute(uri.removeprefix("file://")), True, "file")
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, ValueError, OSError):

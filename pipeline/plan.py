@@ -13,9 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import __version__
 from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.sources import Split
+from pipeline.sources import Source, Split
+from pipeline.tasks import Task
 
 FORMAT = 1
 """Layout of the output folder; a run of another layout is another run."""
@@ -101,28 +103,23 @@ class Plan:
         }
 
 
-def make_plan(
-    job: Job,
-    schema: pa.Schema,
-    splits: Sequence[Split],
-    task_inputs: Sequence[str],
-    task_fields: Sequence[pa.Field],
-    is_text: Any,
-    model: dict[str, Any],
-    version: str,
-) -> Plan:
-    """Plan `job` over `splits`. Raises JobError for columns that are missing, of a wrong type, or taken."""
+def make_plan(job: Job, source: Source, task: Task, model: dict[str, Any]) -> Plan:
+    """Plan `job` over the splits of `source`; `model` is what identifies the weights and how they are held.
+
+    Raises JobError for input that can't be read, and for columns that are missing, of a wrong type, or taken.
+    """
+    schema, splits = source.schema(), source.splits()
     kept = _kept_columns(job, schema)
-    needed = _needed_columns(job, schema, task_inputs, is_text)
-    output = _output_schema(job, schema, kept, task_fields)
+    needed = _needed_columns(job, schema, task)
+    output = _output_schema(job, schema, kept, task.fields)
     identity = {
         "format": FORMAT,
-        "version": version,
+        "version": __version__,
         "task": job.task,
         job.task: getattr(job, job.task).model_dump(mode="json"),
         "model": model,
         "input": {
-            "columns": dict(zip(task_inputs, needed, strict=True)),
+            "columns": dict(zip(task.inputs, needed, strict=True)),
             "limit": job.input.limit,
             "splits": {split.name: {"rows": split.rows, **split.identity} for split in splits},
         },
@@ -147,21 +144,21 @@ def _kept_columns(job: Job, schema: pa.Schema) -> list[str]:
     return list(dict.fromkeys(job.output.columns))
 
 
-def _needed_columns(job: Job, schema: pa.Schema, task_inputs: Sequence[str], is_text: Any) -> list[str]:
+def _needed_columns(job: Job, schema: pa.Schema, task: Task) -> list[str]:
     for name in job.input.columns:
-        if name not in task_inputs:
+        if name not in task.inputs:
             raise JobError(
-                f"input.columns names {name!r}, which {job.task} does not read; it reads {', '.join(task_inputs)}"
+                f"input.columns names {name!r}, which {job.task} does not read; it reads {', '.join(task.inputs)}"
             )
     needed = []
-    for name in task_inputs:
+    for name in task.inputs:
         column = job.input.columns.get(name, name)
         if column not in schema.names:
             raise JobError(
                 f"input.columns: {job.task} reads {name} from column {column!r}, which the input lacks; "
                 f"it has {', '.join(schema.names)}: say input.columns.{name}=…"
             )
-        if not is_text(schema.field(column).type):
+        if not task.accepts(schema.field(column).type):
             raise JobError(
                 f"input.columns: {job.task} reads {name} from column {column!r}, which holds "
                 f"{schema.field(column).type} and not text: name a text column by input.columns.{name}=…"

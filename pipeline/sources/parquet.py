@@ -15,7 +15,7 @@ from fsspec.utils import glob_translate
 from pyarrow import fs
 
 from pipeline.errors import JobError, SourceError
-from pipeline.locations import Location, locate, redact
+from pipeline.locations import Location, absolute, locate, redact
 from pipeline.sources import Split
 
 SUFFIXES = (".parquet", ".parq", ".pq")
@@ -35,7 +35,8 @@ class ParquetSource:
     """Every file is a split."""
 
     def __init__(self, names: str | Sequence[str]) -> None:
-        self.names = [names] if isinstance(names, str) else list(names)
+        # Absolute, since a worker's working directory is its own.
+        self.names = [absolute(name) for name in ([names] if isinstance(names, str) else names)]
         self._open: dict[int, _Cursor] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -182,7 +183,9 @@ def _glob(name: str) -> list[fs.FileInfo]:
     pattern = re.compile(glob_translate(location.path))
     found = [info for info in _walk(location.at(fixed)) if pattern.fullmatch(info.path)]
     if not found:
-        raise JobError(f"input.parquet {redact(name)}: no file matches this pattern; looked in {location.at(fixed).uri}")
+        raise JobError(
+            f"input.parquet {redact(name)}: no file matches this pattern; looked in {location.at(fixed).uri}"
+        )
     return found
 
 

@@ -47,7 +47,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 def read_texts(rows: pa.Table, names: Sequence[str]) -> RowTexts:
     """The columns `names` of `rows` as Python strings; null and invalid UTF-8 become that row's error."""
-    columns = [rows.column(name).cast(pa.large_binary()) for name in names]
+    columns = [_as_binary(rows.column(name)) for name in names]
     errors: dict[int, str] = {}
     decoded = [_decode(column, name, errors) for column, name in zip(columns, names, strict=True)]
     good = [row for row in range(rows.num_rows) if row not in errors]
@@ -78,6 +78,18 @@ def _decode(column: pa.ChunkedArray, name: str, errors: dict[int, str]) -> list[
     return texts
 
 
-def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    found: npt.NDArray[np.int64] = pc.fill_null(column, 0).to_numpy().astype(np.int64)
+def text_bytes(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes of each text; 0 for null."""
+    return _numbers(pc.binary_length(_as_binary(column)))
+
+
+def _as_binary(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Any kind of text column as plain bytes, which Arrow hands out without decoding them."""
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    return column.cast(pa.large_string()).cast(pa.large_binary())
+
+
+def _numbers(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    found: npt.NDArray[np.int64] = pc.fill_null(column, 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return found

@@ -20,7 +20,7 @@ from pydantic import Field
 from pipeline.errors import JobError
 from pipeline.options import Options
 from pipeline.tasks import windows
-from pipeline.tasks.rows import RowResults, RowTexts, read_texts
+from pipeline.tasks.rows import RowResults, RowTexts, is_text, read_texts
 
 if TYPE_CHECKING:
     from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
@@ -90,6 +90,10 @@ class ScoreTask:
             fields.append(pa.field("token_logprobs", pa.list_(pa.float32())))
         return tuple(fields)
 
+    def accepts(self, kind: pa.DataType) -> bool:
+        """Every input is text."""
+        return is_text(kind)
+
     def check(self, tokenizer: GPT2Tokenizer, config: GPT2Config) -> None:
         """Refuse, before anything starts, options that this checkpoint can't honour."""
         if self.options.stride is not None and self.options.stride > config.n_positions:
@@ -130,21 +134,21 @@ class ScoreTask:
             truncated=truncated,
         )
 
-    def _sequences(
-        self, texts: RowTexts, tokenizer: GPT2Tokenizer
-    ) -> dict[int, tuple[npt.NDArray[np.int64], int]]:
+    def _sequences(self, texts: RowTexts, tokenizer: GPT2Tokenizer) -> dict[int, tuple[npt.NDArray[np.int64], int]]:
         """Row -> its tokens with what they follow, and how many of them are given."""
         start = _start_token(tokenizer) if self.options.start_token == "bos" else None
         prefix = np.array([] if start is None else [start], np.int64)
         if self.inputs == ("text",):
             ragged = tokenizer.encode_ragged([text for (text,) in texts.values])
             pieces = np.split(ragged.ids, ragged.offsets[1:-1])
-            return {
-                row: (np.concatenate([prefix, ids]), 1) for row, ids in zip(texts.rows, pieces, strict=True)
-            }
+            return {row: (np.concatenate([prefix, ids]), 1) for row, ids in zip(texts.rows, pieces, strict=True)}
         return _pairs(texts, tokenizer, prefix)
 
-    def compute(self, model: GPT2LMHeadModel, rows: ScoreRows, tokens_per_batch: int) -> Scores:
+    def num_tokens(self, prepared: ScoreRows) -> int:
+        """Tokens in all windows."""
+        return len(prepared.inputs)
+
+    def compute(self, model: GPT2LMHeadModel, prepared: ScoreRows, tokens_per_batch: int) -> Scores:
         """Log-probabilities of every target, in packs of `tokens_per_batch`."""
         import torch
 
@@ -152,59 +156,58 @@ class ScoreTask:
         from gpt2model.scoring import token_logprobs
         from pipeline.batching import Index, run_packs
 
-        logprobs = np.zeros(len(rows.inputs), np.float32)
-        greedy = np.zeros(len(rows.inputs), np.bool_) if "completion" in self.inputs else None
+        logprobs = np.zeros(len(prepared.inputs), np.float32)
+        greedy = np.zeros(len(prepared.inputs), np.bool_) if "completion" in self.inputs else None
 
         def call(windows: Index) -> None:
-            spans = [slice(rows.offsets[each], rows.offsets[each + 1]) for each in windows]
-            packed = pack([rows.inputs[span] for span in spans], device=model.device)
-            targets = torch.from_numpy(np.concatenate([rows.targets[span] for span in spans])).to(model.device)
+            spans = [slice(prepared.offsets[each], prepared.offsets[each + 1]) for each in windows]
+            packed = pack([prepared.inputs[span] for span in spans]).to(model.device)
+            targets = torch.from_numpy(np.concatenate([prepared.targets[span] for span in spans])).to(model.device)
             found, first_choice = token_logprobs(model, packed, targets, greedy=greedy is not None)
             places = np.concatenate([np.arange(span.start, span.stop) for span in spans])
             logprobs[places] = found.cpu().numpy()
             if greedy is not None and first_choice is not None:
                 greedy[places] = first_choice.cpu().numpy()
 
-        failed = run_packs(np.diff(rows.offsets), tokens_per_batch, call)
-        return Scores(logprobs, greedy, {int(rows.window_rows[each]): why for each, why in failed.items()})
+        failed = run_packs(np.diff(prepared.offsets), tokens_per_batch, call)
+        return Scores(logprobs, greedy, {int(prepared.window_rows[each]): why for each, why in failed.items()})
 
-    def finish(self, rows: ScoreRows, scores: Scores) -> RowResults:
+    def finish(self, prepared: ScoreRows, computed: Scores) -> RowResults:
         """Sum tokens to rows: the result columns, the errors and the figures of the group."""
-        count = rows.texts.count
-        errors = {**rows.texts.errors, **scores.failed}
+        count = prepared.texts.count
+        errors = {**prepared.texts.errors, **computed.failed}
         bad = np.zeros(count, np.bool_)
         bad[list(errors)] = True
-        scored = rows.targets != IGNORED
-        token_rows = np.repeat(rows.window_rows, np.diff(rows.offsets))[scored]
+        scored = prepared.targets != IGNORED
+        token_rows = np.repeat(prepared.window_rows, np.diff(prepared.offsets))[scored]
         tokens = np.bincount(token_rows, minlength=count)
-        loglikelihood = np.bincount(token_rows, scores.logprobs[scored].astype(np.float64), minlength=count)
-        units = rows.texts.bytes
+        loglikelihood = np.bincount(token_rows, computed.logprobs[scored].astype(np.float64), minlength=count)
+        units = prepared.texts.bytes
         columns = [
             pa.array(loglikelihood, mask=bad),
             pa.array(tokens.astype(np.int32), mask=bad),
             pa.array(np.exp(-loglikelihood / np.maximum(tokens, 1)), mask=bad | (tokens == 0)),
             pa.array(-loglikelihood / (math.log(2) * np.maximum(units, 1)), mask=bad | (tokens == 0)),
         ]
-        if scores.greedy is not None:
-            misses = np.bincount(token_rows[~scores.greedy[scored]], minlength=count)
+        if computed.greedy is not None:
+            misses = np.bincount(token_rows[~computed.greedy[scored]], minlength=count)
             columns.append(pa.array(misses == 0, mask=bad))
         if self.options.token_logprobs:
             ends = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int32)
             offsets = pa.array(ends, mask=np.append(bad, False))
-            for values in (rows.targets[scored].astype(np.int32), scores.logprobs[scored]):
+            for values in (prepared.targets[scored].astype(np.int32), computed.logprobs[scored]):
                 columns.append(pa.ListArray.from_arrays(offsets, pa.array(values)))
         good = ~bad
         figures = {
             "tokens": float(tokens[good].sum()),
             "loglikelihood": float(loglikelihood[good].sum()),
-            "words": float(rows.texts.words[good].sum()),
+            "words": float(prepared.texts.words[good].sum()),
             "bytes": float(units[good].sum()),
-            "truncated": float(rows.truncated),
+            "truncated": float(prepared.truncated),
         }
         return RowResults(columns, errors, figures)
 
-    @staticmethod
-    def summarize(figures: Mapping[str, float]) -> dict[str, float | None]:
+    def summarize(self, figures: Mapping[str, float]) -> dict[str, float | None]:
         """Corpus figures, weighted by token: exp(-loglikelihood / N) with N the tokens, the words, the bytes."""
         loglikelihood = figures.get("loglikelihood", 0.0)
 

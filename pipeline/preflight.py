@@ -1,0 +1,161 @@
+"""Everything that can be known to be wrong before anything starts: model, device, dtype, input, columns, output.
+
+Needs no Ray and loads no weights. What it finds out is all that the workers are told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gpt2model
+from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
+from gpt2model.errors import GPT2Error
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.locations import locate
+from pipeline.plan import Plan, make_plan
+from pipeline.sources import open_source
+from pipeline.store import Store
+from pipeline.tasks import Task, make_task
+from pipeline.worker import WorkerSpec
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+PROBE = "import torch; x = torch.ones(64, 64, dtype=torch.{dtype}); torch.mm(x, x).sum().item()"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job that can run."""
+
+    job: Job
+    spec: WorkerSpec
+    task: Task
+    tokenizer: gpt2model.GPT2Tokenizer
+    checkpoint: CheckpointInfo
+    num_gpus: float
+
+    @property
+    def plan(self) -> Plan:
+        return self.spec.plan
+
+    @property
+    def store(self) -> Store:
+        return self.spec.store
+
+
+def prepare(job: Job) -> Prepared:
+    """Check the whole job. Raises JobError naming key, value and remedy; writes nothing."""
+    num_gpus, device = _device(job)
+    dtype = _dtype(job, device)
+    task = make_task(job)
+    checkpoint, tokenizer = _checkpoint(job, task)
+    source = open_source(job.input)
+    plan = make_plan(job, source, task, _model_identity(task, checkpoint, dtype))
+    store = Store(locate(job.output.path, "output.path"))
+    store.check_writable()
+    local = checkpoint.revision is None
+    spec = WorkerSpec(
+        job=job,
+        plan=plan,
+        source=source,
+        store=store,
+        model=str(checkpoint.folder.absolute()) if local else job.model.path,
+        revision=checkpoint.revision,
+        device=device,
+        dtype=dtype,
+        threads=_threads(job, device),
+    )
+    return Prepared(job, spec, task, tokenizer, checkpoint, num_gpus)
+
+
+def _device(job: Job) -> tuple[float, str]:
+    asked, gpus = job.model.device, job.cluster.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else 0.0
+    device = asked if asked != "auto" else ("cuda" if gpus else "cpu")
+    if device == "cuda" and not gpus:
+        raise JobError(
+            "model.device is cuda and cluster.gpus_per_worker is 0, so no worker would have a GPU: "
+            "give cluster.gpus_per_worker=1, or model.device=cpu"
+        )
+    if device == "cuda" and not _named_cluster(job) and not torch.cuda.is_available():
+        raise JobError(
+            "model.device: this machine has no CUDA device and no cluster is named: "
+            "give model.device=cpu, or cluster.address for a cluster that has one"
+        )
+    return gpus, device
+
+
+def _named_cluster(job: Job) -> bool:
+    return bool(job.cluster.address or os.environ.get("RAY_ADDRESS"))
+
+
+def _dtype(job: Job, device: str) -> str:
+    """The dtype that `auto` stands for, and a check that this CPU computes it.
+
+    Some processors advertise bfloat16 instructions and kill the process that uses them, so a child process tries first.
+    """
+    dtype = job.model.dtype
+    if dtype == "auto":
+        return "float32" if device == "cpu" else "float16"
+    if device == "cpu" and dtype != "float32" and not _named_cluster(job):
+        done = subprocess.run([sys.executable, "-c", PROBE.format(dtype=dtype)], capture_output=True, check=False)
+        if done.returncode != 0:
+            raise JobError(
+                f"model.dtype {dtype} kills or fails the process on this CPU (exit code {done.returncode}): "
+                "give model.dtype=float32"
+            )
+    return dtype
+
+
+def _threads(job: Job, device: str) -> int:
+    if job.cluster.cpus_per_worker is not None:
+        return job.cluster.cpus_per_worker
+    return 1 if device == "cuda" else min(2, os.cpu_count() or 1)
+
+
+def _checkpoint(job: Job, task: Task) -> tuple[CheckpointInfo, gpt2model.GPT2Tokenizer]:
+    path, revision = job.model.path, job.model.revision
+    try:
+        checkpoint = inspect_checkpoint(path, model_class=getattr(gpt2model, task.architecture), revision=revision)
+        tokenizer = gpt2model.GPT2Tokenizer.from_pretrained(
+            path if checkpoint.revision else checkpoint.folder, revision=checkpoint.revision
+        )
+    except GPT2Error as error:
+        raise JobError(f"model.path {path}{f' at {revision}' if revision else ''}: {error}") from error
+    if len(tokenizer) > checkpoint.config.vocab_size:
+        raise JobError(
+            f"model.path {path}: its tokenizer has {len(tokenizer)} tokens and the model knows "
+            f"{checkpoint.config.vocab_size}: the two are not of one checkpoint"
+        )
+    task.check(tokenizer, checkpoint.config)
+    return checkpoint, tokenizer
+
+
+def _model_identity(task: Task, checkpoint: CheckpointInfo, dtype: str) -> dict[str, Any]:
+    files = {file.name: file.sha256 for file in checkpoint.files}
+    for name in ("config.json", *TOKENIZER_FILES):
+        file = Path(checkpoint.folder) / name
+        if file.is_file():
+            files[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {
+        "architecture": task.architecture,
+        "revision": checkpoint.revision,
+        "files": files,
+        "dtype": dtype,
+    }

@@ -1,0 +1,62 @@
+"""What `pipeline plan` tells of a prepared job."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pyarrow as pa
+import yaml
+
+from pipeline.preflight import Prepared
+from pipeline.progress import format_figure
+from pipeline.run import resolved_job
+
+SAMPLED_ROWS = 200
+
+
+def describe(prepared: Prepared) -> str:
+    """Parts, rows, estimated tokens, model, output schema and the resolved job, as text."""
+    plan, spec = prepared.plan, prepared.spec
+    parts = sum(1 for _ in plan.parts())
+    streamed = any(split.rows is None for split in plan.splits)
+    opened = spec.store.opened(plan)
+    committed = sum(1 for _ in spec.store.committed(plan)) if opened else 0
+    parameters = format_figure(prepared.checkpoint.num_parameters)
+    lines = [
+        f"fingerprint       {plan.fingerprint}",
+        f"input             {len(plan.splits):,} splits, {_count(plan.rows)} rows",
+        f"parts             {f'{parts:,}' if not streamed else f'at least {parts:,}'}, "
+        f"up to {plan.rows_per_part:,} rows each; {committed:,} committed",
+        f"tokens            {_tokens(prepared)}",
+        f"model             {prepared.task.architecture}, {parameters} parameters, {spec.dtype} on {spec.device}",
+        f"output            {spec.store.folder.uri}",
+        "",
+        "output columns:",
+        *(f"  {field.name}: {field.type}" for field in plan.schema),
+        "",
+        "job:",
+        *(f"  {line}" for line in yaml.safe_dump(resolved_job(prepared.job), sort_keys=False).splitlines()),
+    ]
+    return "\n".join(lines)
+
+
+def _count(rows: int | None) -> str:
+    return "unknown (streamed)" if rows is None else f"{rows:,}"
+
+
+def _tokens(prepared: Prepared) -> str:
+    """Tokens a row in the first rows, times the rows."""
+    plan, spec = prepared.plan, prepared.spec
+    part = next(iter(plan.parts()))
+    names: dict[str, str] = plan.identity["input"]["columns"]
+    stop = min(part.stop, SAMPLED_ROWS)
+    batches = list(islice(spec.source.read(part.split, 0, stop, list(dict.fromkeys(names.values()))), SAMPLED_ROWS))
+    table = pa.Table.from_batches(batches) if batches else None
+    if table is None or table.num_rows == 0:
+        return "0"
+    inputs = pa.table([table.column(column) for column in names.values()], names=list(names))
+    task_rows = prepared.task.prepare(inputs, prepared.tokenizer, prepared.checkpoint.config)
+    mean = prepared.task.num_tokens(task_rows) / table.num_rows
+    if plan.rows is None:
+        return f"about {mean:,.0f} a row"
+    return f"about {mean * plan.rows:,.0f} ({mean:,.0f} a row in the first {table.num_rows})"

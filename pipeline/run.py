@@ -1,0 +1,174 @@
+"""What `pipeline run` does: prepare, open the folder, connect to Ray, drive, count, sum up."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from pipeline.cluster import connected
+from pipeline.driver import Driver, Failure
+from pipeline.errors import Interrupted, PipelineError
+from pipeline.job import Job
+from pipeline.lease import Lease
+from pipeline.locations import redact
+from pipeline.plan import Part, Plan
+from pipeline.preflight import Prepared, prepare
+from pipeline.progress import Watch
+from pipeline.worker import PartReport, Worker
+
+MOST_FAILURES_TOLD = 5
+
+
+@dataclass(slots=True)
+class Tally:
+    """Rows, errors and the task's figures, over every committed part."""
+
+    rows: int = 0
+    errors: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def add(self, rows: int, errors: int, figures: Mapping[str, float]) -> None:
+        self.rows += rows
+        self.errors += errors
+        for name, value in figures.items():
+            self.figures[name] = self.figures.get(name, 0.0) + value
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished run."""
+
+    rows: int
+    errors: int
+    summary: Mapping[str, float | int | str | None]
+
+    @property
+    def exit_code(self) -> int:
+        """0: every row done; 3: some rows carry an error."""
+        return 3 if self.errors else 0
+
+
+def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker) -> Outcome:
+    """Run `job`, or go on with it. Raises PipelineError; its `exit_code` is the command's."""
+    prepared = prepare(job)
+    plan, store = prepared.plan, prepared.store
+    known = store.opened(plan)
+    store.create()
+    with Lease(store) as lease:
+        if not known:
+            store.write_record("job.yaml", yaml.safe_dump(resolved_job(job), sort_keys=False, allow_unicode=True))
+            store.write_record("plan.json", plan.to_json())
+        tally, waiting = _resume(prepared)
+        with Watch(plan.rows, tally.rows) as watch, _signals():
+            watch.log(f"{plan.fingerprint[:10]}: {tally.rows:,} rows done before; output in {store.folder.uri}")
+            began, before = time.monotonic(), tally.rows
+            failures = _drive(prepared, waiting, tally, watch, lease, debug, worker_class) if waiting else []
+            seconds = time.monotonic() - began
+        _refuse_failures(failures, plan)
+        if plan.rows is not None and tally.rows != plan.rows:
+            raise PipelineError(f"{tally.rows} rows are in the output and {plan.rows} in the input: this is a defect")
+        return Outcome(tally.rows, tally.errors, _summary(prepared, tally, tally.rows - before, seconds))
+
+
+def _resume(prepared: Prepared) -> tuple[Tally, list[Part]]:
+    """Count what is committed, and list what is left to do, in input order."""
+    plan, tally = prepared.plan, Tally()
+    done: set[str] = set()
+    after: dict[str, Part] = {}
+    for part, footer in prepared.store.committed(plan):
+        tally.add(footer.rows, footer.errors, footer.figures)
+        done.add(part.name)
+        following = plan.following(part, footer.rows)
+        if following is not None:
+            after[following.name] = following
+    waiting = [part for part in plan.parts() if part.name not in done]
+    waiting += [part for name, part in after.items() if name not in done]
+    return tally, waiting
+
+
+def _drive(
+    prepared: Prepared,
+    waiting: Iterable[Part],
+    tally: Tally,
+    watch: Watch,
+    lease: Lease,
+    debug: bool,
+    worker_class: type[Worker],
+) -> list[Failure]:
+    def tick(driver: Driver) -> None:
+        lease.check()
+        watch.update(driver.counts, driver.workers)
+
+    def done(report: PartReport) -> None:
+        tally.add(report.rows, report.errors, report.figures)
+
+    with connected(prepared.job.cluster, debug):
+        driver = Driver(prepared.spec, waiting, prepared.num_gpus, tick, done, worker_class)
+        driver.run()
+    return driver.failures
+
+
+def _refuse_failures(failures: list[Failure], plan: Plan) -> None:
+    if not failures:
+        return
+    told = [
+        f"{each.part.name} ({each.part.split.name}, rows {each.part.start} to {each.part.stop}): {each.reason}"
+        for each in failures[:MOST_FAILURES_TOLD]
+    ]
+    more = f"\n(and {len(failures) - len(told)} more)" if len(failures) > len(told) else ""
+    raise PipelineError(
+        f"{len(failures)} parts failed; all others are committed, and the same command does these again:\n"
+        + "\n".join(told)
+        + more
+    )
+
+
+def _summary(prepared: Prepared, tally: Tally, rows: int, seconds: float) -> dict[str, float | int | str | None]:
+    return {
+        "rows": tally.rows,
+        "rows with an error": tally.errors,
+        **prepared.task.summarize(tally.figures),
+        "rows done by this command": rows,
+        "seconds": round(seconds, 1),
+        "output": prepared.store.folder.uri,
+    }
+
+
+def resolved_job(job: Job) -> dict[str, Any]:
+    """The job with every default, and without secrets."""
+    content = job.model_dump(mode="json")
+    content["output"]["path"] = redact(content["output"]["path"])
+    parquet = content["input"]["parquet"]
+    if parquet is not None:
+        content["input"]["parquet"] = (
+            redact(parquet) if isinstance(parquet, str) else [redact(each) for each in parquet]
+        )
+    return content
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run as an error of ours, so that everything is closed on the way out."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name}; what was committed stays: the same command goes on from there"
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
