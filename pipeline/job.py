@@ -46,7 +46,7 @@ class InputOptions(Options):
     parquet: str | list[str] | None = None
     """File, folder, glob or list of them; any pyarrow or fsspec URI."""
     dataset: DatasetOptions | None = None
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     """The task's input name -> the column that holds it; a name that is left out holds itself."""
     limit: Positive | None = None
     """First rows only."""

@@ -1,4 +1,4 @@
-"""Where things are: a local path or a URI, opened through pyarrow's file systems, or fsspec's where pyarrow has none."""
+"""Where things are: local paths and URIs, opened by pyarrow's file systems, or by fsspec's where pyarrow has none."""
 
 from __future__ import annotations
 

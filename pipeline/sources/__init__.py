@@ -30,7 +30,7 @@ class Source(Protocol):
         """Schema of every split."""
 
     def splits(self) -> Sequence[Split]:
-        """The splits in input order; the same input gives the same splits. Raises JobError naming what can't be read."""
+        """The splits, in input order: the same for the same input. Raises JobError naming what can't be read."""
 
     def read(self, split: Split, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Rows start..stop-1 of `split`, or as many as there are, in order. Raises SourceError naming the split."""

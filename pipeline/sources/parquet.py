@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,16 +51,17 @@ class ParquetSource:
             raise JobError(f"input.parquet names {twice[0]} twice: its rows would be done twice; name it once")
         with ThreadPoolExecutor(16) as pool:
             files = list(pool.map(lambda each: _footer(*each), found))
-        for each in files[1:]:
-            _same_schema(files[0], each)
+        for each in files:
+            if each.metadata.num_rows:
+                _same_schema(_model(files), each)
         return files
 
     def schema(self) -> pa.Schema:
-        schema = self._files[0].schema
-        twice = [name for name, count in Counter(schema.names).items() if count > 1]
+        model = _model(self._files)
+        twice = [name for name, count in Counter(model.schema.names).items() if count > 1]
         if twice:
-            raise JobError(f"{self._files[0].location.uri} has two columns named {twice[0]!r}: rename one of them")
-        return schema
+            raise JobError(f"{model.location.uri} has two columns named {twice[0]!r}: rename one of them")
+        return model.schema
 
     def splits(self) -> list[Split]:
         return [
@@ -109,7 +111,7 @@ class _Cursor:
         return self._group(self.row) == self._group(start) or self.row == start
 
     def _group(self, row: int) -> int:
-        return sum(end <= row for end in self.ends)
+        return bisect_right(self.ends, row)
 
     def take(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         if self.row is None:
@@ -207,6 +209,11 @@ def _footer(location: Location, info: fs.FileInfo) -> _File:
         raise JobError(
             f"{location.uri} is not a whole Parquet file ({error}): write it again, or leave it out of input.parquet"
         ) from error
+
+
+def _model(files: list[_File]) -> _File:
+    """The first file with rows, whose schema counts: writers that have no rows often don't know their types."""
+    return next((each for each in files if each.metadata.num_rows), files[0])
 
 
 def _same_schema(first: _File, other: _File) -> None:
