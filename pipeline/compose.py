@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,9 @@ def _compose(job_file: Path, overrides: Sequence[Override], conf: Path | None) -
     if conf is not None:
         arguments.insert(0, f"hydra.searchpath=[{_value(f'file://{conf}')}]")
     try:
-        with initialize_config_dir(str(job_file.resolve().parent), version_base=None):
+        with warnings.catch_warnings(), initialize_config_dir(str(job_file.resolve().parent), version_base=None):
+            # Without `_self_` the job file comes after its groups, which is what a job means by naming an option.
+            warnings.filterwarnings("ignore", "In .*: Defaults list is missing `_self_`", UserWarning)
             mapping = OmegaConf.to_container(compose(job_file.stem, arguments), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         message = " ".join(line.strip() for line in str(error).split("Config search path")[0].splitlines() if line)

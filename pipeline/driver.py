@@ -32,6 +32,8 @@ CALLS_AT_ONCE = PARTS_IN_FLIGHT + 2
 class _Assignment:
     part: Part
     attempts: int = 0
+    suspect: bool = False
+    """It was in a worker that died, perhaps by another's fault: from then on it gets a worker to itself."""
 
 
 @dataclass(slots=True)
@@ -73,6 +75,9 @@ class Driver:
         self.num_gpus, self.num_cpus = num_gpus, spec.threads
         self.failures: list[Failure] = []
         self.device = ""
+        self.tokens = 0
+        self.began = self.ended = 0.0
+        """Monotonic seconds: the first worker is ready, the last part is committed."""
         self._actor_class = ray.remote(worker_class)
         self._source: Iterator[Part] = iter(waiting)
         self._waiting: deque[_Assignment] = deque()
@@ -139,12 +144,18 @@ class Driver:
     def _feed(self) -> None:
         for load in range(PARTS_IN_FLIGHT):
             for seat in self._seats:
-                if seat.starting is None and len(seat.parts) == load and self._waiting:
+                if seat.starting is None and len(seat.parts) == load and self._fits(seat):
                     assignment = self._waiting.popleft()
                     seat.parts[seat.actor.run.remote(assignment.part)] = assignment
         for seat in self._seats:
             if seat.starting is None and seat.asked is None:
                 seat.asked = seat.actor.counts.remote()
+
+    def _fits(self, seat: _Seat) -> bool:
+        """Whether the next part may go to `seat`: a suspect neither joins another part nor is joined."""
+        if not self._waiting:
+            return False
+        return not seat.parts or not any(each.suspect for each in [self._waiting[0], *seat.parts.values()])
 
     def _answers(self) -> list[Any]:
         pending = [answer for seat in self._seats for answer in [seat.starting, *seat.parts] if answer is not None]
@@ -177,10 +188,13 @@ class Driver:
         else:
             if answer == seat.starting:
                 seat.starting, self.device, self._failed_starts = None, result, 0
+                self.began = self.began or time.monotonic()
             else:
                 self._finished(seat.parts.pop(answer).part, result)
 
     def _finished(self, part: Part, report: PartReport) -> None:
+        self.tokens += report.tokens
+        self.ended = time.monotonic()
         self.done(report)
         following = self.plan.following(part, report.rows)
         if following is not None:
@@ -205,9 +219,10 @@ class Driver:
                     f"{self.cluster.attempts} workers in a row died while loading the model; "
                     f"the node may lack the memory for it. Ray says: {_first_line(error)}"
                 ) from error
-        for place, assignment in enumerate(reversed(list(seat.parts.values()))):
-            # Only the part that was being computed can have done it: the oldest, so the last here.
-            assignment.attempts += place == len(seat.parts) - 1
+        alone = len(seat.parts) == 1
+        for assignment in reversed(seat.parts.values()):
+            assignment.suspect = True
+            assignment.attempts += alone
             if assignment.attempts < self.cluster.attempts:
                 self._waiting.appendleft(assignment)
             else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pipeline.errors import Interrupted, PipelineError
 from pipeline.job import Job
 from pipeline.lease import Lease
 from pipeline.locations import redact
-from pipeline.plan import Part, Plan
+from pipeline.plan import Part
 from pipeline.preflight import Prepared, prepare
 from pipeline.progress import Watch
 from pipeline.worker import PartReport, Worker
@@ -69,13 +68,14 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker) 
         tally, waiting = _resume(prepared)
         with Watch(plan.rows, tally.rows) as watch, _signals():
             watch.log(f"{plan.fingerprint[:10]}: {tally.rows:,} rows done before; output in {store.folder.uri}")
-            began, before = time.monotonic(), tally.rows
-            failures = _drive(prepared, waiting, tally, watch, lease, debug, worker_class) if waiting else []
-            seconds = time.monotonic() - began
-        _refuse_failures(failures, plan)
+            before = tally.rows
+            driver = _drive(prepared, waiting, tally, watch, lease, debug, worker_class) if waiting else None
+        _refuse_failures(driver.failures if driver else [])
         if plan.rows is not None and tally.rows != plan.rows:
             raise PipelineError(f"{tally.rows} rows are in the output and {plan.rows} in the input: this is a defect")
-        return Outcome(tally.rows, tally.errors, _summary(prepared, tally, tally.rows - before, seconds))
+        summary = _summary(prepared, tally, tally.rows - before, driver)
+        store.write_record("summary.json", summary)
+        return Outcome(tally.rows, tally.errors, summary)
 
 
 def _resume(prepared: Prepared) -> tuple[Tally, list[Part]]:
@@ -102,7 +102,7 @@ def _drive(
     lease: Lease,
     debug: bool,
     worker_class: type[Worker],
-) -> list[Failure]:
+) -> Driver:
     def tick(driver: Driver) -> None:
         lease.check()
         watch.update(driver.counts, driver.workers)
@@ -113,10 +113,10 @@ def _drive(
     with connected(prepared.job.cluster, debug):
         driver = Driver(prepared.spec, waiting, prepared.num_gpus, tick, done, worker_class)
         driver.run()
-    return driver.failures
+    return driver
 
 
-def _refuse_failures(failures: list[Failure], plan: Plan) -> None:
+def _refuse_failures(failures: list[Failure]) -> None:
     if not failures:
         return
     told = [
@@ -131,13 +131,16 @@ def _refuse_failures(failures: list[Failure], plan: Plan) -> None:
     )
 
 
-def _summary(prepared: Prepared, tally: Tally, rows: int, seconds: float) -> dict[str, float | int | str | None]:
+def _summary(prepared: Prepared, tally: Tally, rows: int, driver: Driver | None) -> dict[str, float | int | str | None]:
+    seconds = driver.ended - driver.began if driver else 0.0
     return {
         "rows": tally.rows,
         "rows with an error": tally.errors,
         **prepared.task.summarize(tally.figures),
         "rows done by this command": rows,
-        "seconds": round(seconds, 1),
+        "seconds of work": round(seconds, 2),
+        "tokens a second": round(driver.tokens / seconds, 1) if driver and seconds else None,
+        "device": driver.device if driver else None,
         "output": prepared.store.folder.uri,
     }
 

@@ -76,6 +76,7 @@ class PartReport:
     part: Part
     rows: int
     errors: int
+    tokens: int
     figures: Mapping[str, float]
 
 
@@ -129,7 +130,7 @@ class Worker:
 
     def run(self, part: Part) -> PartReport:
         """Do `part` and commit it."""
-        errors, figures = 0, dict[str, float]()
+        errors, tokens, figures = 0, 0, dict[str, float]()
         with (
             self.spec.store.stage(part, self.spec.plan.schema) as staged,
             closing(ahead(self._computed(part), depth=2)) as stages,
@@ -138,11 +139,12 @@ class Worker:
                 result = self.task.finish(group.prepared, computed)
                 staged.write(self._table(group.rows, result))
                 errors += len(result.errors)
+                tokens += group.tokens
                 for name, value in result.figures.items():
                     figures[name] = figures.get(name, 0.0) + value
                 self._counts += Counts(group.rows.num_rows, len(result.errors), group.tokens, group.tokens)
             staged.commit(self._footer(part, staged.rows, errors, figures))
-        return PartReport(part, staged.rows, errors, figures)
+        return PartReport(part, staged.rows, errors, tokens, figures)
 
     def _prepared(self, part: Part) -> Iterator[_Group]:
         columns = self.spec.plan.input_columns

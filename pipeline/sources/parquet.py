@@ -111,7 +111,7 @@ class _Cursor:
         return self._group(self.row) == self._group(start) or self.row == start
 
     def _group(self, row: int) -> int:
-        return bisect_right(self.ends, row)
+        return int(bisect_right(self.ends, row))
 
     def take(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         if self.row is None:

@@ -64,7 +64,11 @@ def test_a_limit_makes_a_streamed_dataset_one_split_of_its_first_rows(shards: st
 
 @pytest.mark.parametrize(
     ("loader", "content", "column"),
-    [("csv", "id,text\n1,one\n2,two\n", "text"), ("text", "one\ntwo\n", "text"), ("json", '{"t": "a"}\n{"t": "b"}\n', "t")],
+    [
+        ("csv", "id,text\n1,one\n2,two\n", "text"),
+        ("text", "one\ntwo\n", "text"),
+        ("json", '{"t": "a"}\n{"t": "b"}\n', "t"),
+    ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_file_loaders_work(tmp_path: Path, loader: str, content: str, column: str, streaming: bool) -> None:

@@ -95,7 +95,11 @@ def test_a_file_named_twice_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nothing.parquet", "no such file"), ("*.nope", "no file matches"), ("empty", "no .parquet file is in this folder")],
+    [
+        ("nothing.parquet", "no such file"),
+        ("*.nope", "no file matches"),
+        ("empty", "no .parquet file is in this folder"),
+    ],
 )
 def test_what_is_not_there_is_named(folder: Path, name: str, message: str) -> None:
     (folder / "empty").mkdir()

@@ -17,7 +17,9 @@ def test_rolling_cuts_a_text_as_lm_eval_does(length: int, window: int) -> None:
     tokens = list(range(1, length + 1))
     theirs = list(map(make_disjoint_window, get_rolling_token_windows(tokens, 0, window, context_len=1)))
     sequence = [0, *tokens]
-    ours = [(sequence[begin:first], sequence[first:end]) for begin, end, first in rolling(length + 1, 1, window, window)]
+    ours = [
+        (sequence[begin:first], sequence[first:end]) for begin, end, first in rolling(length + 1, 1, window, window)
+    ]
     assert ours == theirs
 
 
@@ -29,7 +31,9 @@ def test_rolling_with_a_stride_is_lm_eval_with_a_longer_context(length: int, win
     tokens = list(range(1, length + 1))
     theirs = get_rolling_token_windows(tokens, 0, window, context_len=window - stride + 1)
     sequence = [0, *tokens]
-    ours = [(sequence[begin:first], sequence[first:end]) for begin, end, first in rolling(length + 1, 1, window, stride)]
+    ours = [
+        (sequence[begin:first], sequence[first:end]) for begin, end, first in rolling(length + 1, 1, window, stride)
+    ]
     assert ours == list(map(make_disjoint_window, theirs))
 
 

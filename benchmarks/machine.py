@@ -1,0 +1,50 @@
+"""What a figure is worth without: hardware, versions, and the matrix-product rate of the same minute."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+SIZE = 2048
+
+
+def describe(packages: Sequence[str]) -> dict[str, str]:
+    """Processor, threads and versions."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (names or [platform.processor()])[0]
+    return {
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of a float32 product of two 2048 x 2048 matrices."""
+    one, other = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
+    return 2 * SIZE**3 / statistics.median(seconds(lambda: torch.mm(one, other)) for _ in range(5))
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Rows of equal keys, aligned."""
+    names = list(rows[0])
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+    print(f"\n{title}")
+    print("  ".join(name.ljust(widths[name]) for name in names))
+    for row in rows:
+        print("  ".join(row[name].ljust(widths[name]) for name in names))

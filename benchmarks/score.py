@@ -1,0 +1,220 @@
+"""Scoring speed of a random 124M GPT-2, against transformers and CTranslate2 on the same weights, in one run.
+
+    python benchmarks/score.py [--rounds 3] [--json]
+
+Every round measures the matrix-product rate and then each engine in turn on the same texts; the table gives medians
+over the rounds, and ratios taken within a round. The last line is the whole `pipeline run`, from the first part to the
+last, against the engine alone on the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.machine import describe, matrix_rate, print_table, seconds
+from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+from gpt2model.packing import pack
+from gpt2model.scoring import token_logprobs
+from pipeline.batching import cut_packs
+from pipeline.worker import TOKENS_PER_BATCH
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sequences to score, each begun by the end-of-text token."""
+
+    name: str
+    sequences: Sequence[Ids]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are read, so also predictions that are made."""
+        return sum(len(ids) - 1 for ids in self.sequences)
+
+    def operations(self, config: GPT2Config) -> float:
+        """Floating-point operations of the matrix products: 2 a weight and token, and causal attention."""
+        weights = 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd
+        attention = sum(2 * (len(ids) - 1) ** 2 for ids in self.sequences) * config.n_embd * config.n_layer
+        return 2.0 * weights * self.tokens + attention
+
+
+def lognormal_workload(config: GPT2Config) -> Workload:
+    """64 sequences of random tokens, lengths lognormal with mean 123."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(4.5, 0.8, 64), 8, 1023).astype(int)
+    return Workload("lognormal", [random.integers(0, config.vocab_size, length + 1) for length in lengths])
+
+
+def wikitext_workload(tokenizer: GPT2Tokenizer, rows: int) -> Workload:
+    """The first WikiText-2 test rows that hold text."""
+    ragged = tokenizer.encode_ragged(wikitext_rows(rows))
+    pieces = np.split(ragged.ids, ragged.offsets[1:-1])
+    return Workload("WikiText-2", [np.concatenate([[tokenizer.bos_token_id], ids])[:1024] for ids in pieces])
+
+
+def wikitext_rows(rows: int) -> list[str]:
+    """Texts of the first `rows` rows that aren't empty."""
+    texts = pq.read_table(SHARED / "wikitext2_test.parquet").column("text").to_pylist()
+    return [text for text in texts if text.strip()][:rows]
+
+
+def packed_engine(model: GPT2LMHeadModel) -> Callable[[Workload], float]:
+    """Ours: sorted, packed, no padding."""
+
+    def run(work: Workload) -> float:
+        lengths = np.array([len(ids) - 1 for ids in work.sequences])
+        total = 0.0
+        for chosen in cut_packs(lengths, TOKENS_PER_BATCH["cpu"]):
+            targets = torch.from_numpy(np.concatenate([work.sequences[each][1:] for each in chosen]))
+            found, _ = token_logprobs(model, pack([work.sequences[each][:-1] for each in chosen]), targets)
+            total += found.double().sum().item()
+        return total
+
+    return run
+
+
+def transformers_engine(folder: str, batch: int) -> Callable[[Workload], float]:
+    """transformers, sorted by length, padded to the longest of a batch."""
+    import transformers
+
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+
+    @torch.inference_mode()
+    def run(work: Workload) -> float:
+        ordered, total = sorted(work.sequences, key=len), 0.0
+        for start in range(0, len(ordered), batch):
+            chosen = [torch.from_numpy(ids) for ids in ordered[start : start + batch]]
+            inputs = torch.nn.utils.rnn.pad_sequence([ids[:-1] for ids in chosen], batch_first=True)
+            targets = torch.nn.utils.rnn.pad_sequence([ids[1:] for ids in chosen], batch_first=True, padding_value=-100)
+            mask = (targets != -100).long()
+            logits = model(inputs, attention_mask=mask, use_cache=False).logits
+            total -= torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
+        return total
+
+    return run
+
+
+def ctranslate2_engine(folder: str, target: str, names: Sequence[str], threads: int) -> Callable[[Workload], float]:
+    """CTranslate2 in float32, batched by tokens; `names` are the vocabulary's tokens."""
+    import ctranslate2
+
+    converter = ctranslate2.converters.TransformersConverter(folder)
+    converter.convert(target, quantization="float32", force=True)
+    generator = ctranslate2.Generator(target, intra_threads=threads, compute_type="float32")
+
+    def run(work: Workload) -> float:
+        tokens = [[names[each] for each in ids.tolist()] for ids in sorted(work.sequences, key=len)]
+        results = generator.score_batch(tokens, max_batch_size=1024, batch_type="tokens")
+        return sum(sum(result.log_probs) for result in results)
+
+    return run
+
+
+def compare(work: Workload, config: GPT2Config, engines: dict[str, Callable[[Workload], float]], rounds: int) -> Any:
+    """Seconds of each engine and the matrix rate, round by round."""
+    sums = {name: engine(work) for name, engine in engines.items()}  # the warm-up, and proof that all score alike
+    reference = sums["ours"]
+    for name, value in sums.items():
+        assert abs(value - reference) < 1e-3 * abs(reference), f"{name} scores {value}, ours {reference}"
+    measured: list[dict[str, float]] = []
+    for _ in range(rounds):
+        took = {name: seconds(lambda engine=engine: engine(work)) for name, engine in engines.items()}  # type: ignore[misc]  # mypy sees no default in a lambda
+        measured.append({"rate": matrix_rate(), **took})
+    return {
+        name: {
+            "tokens/s": _median(work.tokens / each[name] for each in measured),
+            "share": _median(work.operations(config) / each[name] / each["rate"] for each in measured),
+            "ours is faster": _median(each[name] / each["ours"] for each in measured),
+        }
+        for name in engines
+    }
+
+
+def pipeline_share(folder: str, texts: Sequence[str], engine: Callable[[], int], scratch: Path) -> dict[str, float]:
+    """Tokens a second of a whole `pipeline run` from the first part to the last, over those of the engine around it."""
+    pq.write_table(pa.table({"text": texts}), scratch / "texts.parquet")
+    job = scratch / "job.yaml"
+    out = scratch / "out"
+    job.write_text(
+        f"task: score\nmodel: {{path: {folder}}}\ninput: {{parquet: {scratch}/texts.parquet}}\n"
+        f"output: {{path: {out}, rows_per_part: {max(len(texts) // 4, 1)}}}\n"
+    )
+    before = engine() / seconds(engine)
+    subprocess.run([sys.executable, "-m", "pipeline", "run", str(job)], check=True, capture_output=True)
+    after = engine() / seconds(engine)
+    whole = json.loads((out / "_pipeline" / "summary.json").read_text())["tokens a second"]
+    return {"pipeline tokens/s": whole, "engine tokens/s": (before + after) / 2, "share": 2 * whole / (before + after)}
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(list(values))
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--threads", default=min(2, os.cpu_count() or 1), show_default=True)
+@click.option("--rows", default=64, show_default=True, help="WikiText-2 rows.")
+@click.option("--json", "as_json", is_flag=True)
+def main(rounds: int, threads: int, rows: int, as_json: bool) -> None:
+    """Measure, and print a table or one JSON object."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    config = GPT2Config()
+    model = GPT2LMHeadModel(config).eval()
+    result: dict[str, Any] = {"machine": describe(["torch", "transformers", "ctranslate2", "ray", "tokenizers"])}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        tokenizer = GPT2Tokenizer.from_pretrained(SHARED / "gpt2-tokenizer")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        names = tokenizer.convert_ids_to_tokens(list(range(config.vocab_size)))
+        engines = {
+            "ours": packed_engine(model),
+            "CTranslate2": ctranslate2_engine(str(folder), f"{temporary}/ct2", names, threads),
+            "transformers, batch 8, sorted": transformers_engine(str(folder), 8),
+        }
+        for work in (lognormal_workload(config), wikitext_workload(tokenizer, rows)):
+            result[work.name] = compare(work, config, engines, rounds)
+        texts = wikitext_rows(8 * rows)
+        whole = wikitext_workload(tokenizer, 8 * rows)
+        del engines["CTranslate2"], engines["transformers, batch 8, sorted"]
+
+        def engine() -> int:
+            engines["ours"](whole)
+            return whole.tokens
+
+        result["pipeline"] = pipeline_share(str(folder), texts, engine, Path(temporary))
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    print(", ".join(f"{name} {value}" for name, value in result["machine"].items()))
+    for name in ("lognormal", "WikiText-2"):
+        rows_shown = [
+            {"engine": engine_name, **{key: f"{value:,.2f}" for key, value in figures.items()}}
+            for engine_name, figures in result[name].items()
+        ]
+        print_table(f"{name}: share is of the matrix-product rate in the same round", rows_shown)
+    print_table("pipeline run", [{key: f"{value:,.2f}" for key, value in result["pipeline"].items()}])
+
+
+if __name__ == "__main__":
+    main()

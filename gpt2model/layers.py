@@ -1,0 +1,164 @@
+"""The layers of GPT-2 that know nothing of attention.
+
+Shapes: B any leading dimensions, D width, I inner width (n_inner, or four times D).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2model.config import GPT2Config
+from gpt2model.errors import ConfigError
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def _clipped_gelu(x: Tensor) -> Tensor:
+    return F.gelu(x).clamp(-10, 10)
+
+
+def _squared_relu(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def _laplace(x: Tensor) -> Tensor:
+    """The attention function of MEGA (Ma et al., 2022, section 3.4): a normal distribution's cumulative function."""
+    mean, deviation = 0.707107, 0.282095
+    return 0.5 * (1.0 + torch.erf((x - mean) / (deviation * math.sqrt(2.0))))
+
+
+def _sqrt_softplus(x: Tensor) -> Tensor:
+    return F.softplus(x).sqrt()
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+# The tanh formula of GELU has six names: they differ in rounding only, and torch computes it in one pass.
+_tanh_gelu: Activation = partial(F.gelu, approximate="tanh")
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "gelu_10": _clipped_gelu,
+    "gelu_accurate": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_python": F.gelu,
+    "gelu_python_tanh": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "hardswish": F.hardswish,
+    "laplace": _laplace,
+    "leaky_relu": F.leaky_relu,
+    "linear": _identity,
+    "mish": F.mish,
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "relu2": _squared_relu,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "sqrtsoftplus": _sqrt_softplus,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def activation(name: str) -> Activation:
+    """The function that a config's `activation_function` names; raises ConfigError for a name that none has."""
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    near = difflib.get_close_matches(name, ACTIVATIONS, n=1, cutoff=0.0)[0]
+    raise ConfigError(
+        f"activation_function={name!r} is unknown; nearest is {near!r}, and there are: {', '.join(ACTIVATIONS)}"
+    )
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored [in, out], as GPT-2's checkpoints have it: [B, in] -> [B, out]."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.T, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.weight.shape[0]}, out_features={self.weight.shape[1]}"
+
+
+def inner_width(config: GPT2Config) -> int:
+    """Width between the two layers of the feed-forward half."""
+    return 4 * config.n_embd if config.n_inner is None else config.n_inner
+
+
+class GPT2MLP(nn.Module):
+    """The feed-forward half of a block: [B, D] -> [B, I] -> [B, D]."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(config.n_embd, inner_width(config))
+        self.c_proj = Conv1D(inner_width(config), config.n_embd)
+        self.act = activation(config.activation_function)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c_proj(self.act(self.c_fc(x)))
+        dropped: Tensor = self.dropout(x)
+        return dropped
+
+
+# What follows computes the same without gradients, in memory that is there already: on a CPU, fresh memory and one
+# more pass over it cost several per cent of the matrix products. A projection that is no Conv1D (a quantized one) is
+# called as it is.
+
+
+def project(projection: nn.Module, x: Tensor, out: Tensor | None) -> Tensor:
+    """projection(x), [B, in] -> [B, out], written to `out` where there is one."""
+    if out is None or not isinstance(projection, Conv1D):
+        projected: Tensor = projection(x)
+        return projected
+    return torch.mm(x, projection.weight, out=out).add_(projection.bias)
+
+
+def add_projected(residual: Tensor, projection: nn.Module, x: Tensor) -> Tensor:
+    """residual + projection(x), [B, out], written over the residual."""
+    if not isinstance(projection, Conv1D):
+        return residual.add_(projection(x))
+    return residual.add_(projection.bias).addmm_(x, projection.weight)
+
+
+def activated(act: Activation, x: Tensor) -> Tensor:
+    """act(x), which may be written over x."""
+    if act is _tanh_gelu and x.device.type == "cpu" and x.dtype == torch.float32:
+        return _tanh_gelu_(x)
+    return act(x)
+
+
+def _tanh_gelu_(x: Tensor) -> Tensor:
+    """The tanh formula over x, [B, I], twice as fast as torch's kernel: few rows at a time, so that they stay in cache.
+
+    0.5 * x * (1 + tanh(u)) is x * sigmoid(2 * u), with u = sqrt(2 / pi) * (x + 0.044715 * x^3) (Hendrycks and Gimpel,
+    2016, section 2).
+    """
+    rows = max(1, 2**17 // x.shape[-1])
+    slope = torch.tensor(2 * math.sqrt(2 / math.pi))
+    gate = torch.empty_like(x[:rows])
+    for part in torch.split(x, rows):
+        part_gate = gate[: part.shape[0]]
+        torch.addcmul(slope, part, part, value=0.044715 * slope.item(), out=part_gate)
+        part.mul_(part_gate.mul_(part).sigmoid_())
+    return x

@@ -1,0 +1,437 @@
+"""GPT2Model, its blocks, and what every model on top of it shares.
+
+Shapes: B batch, L new positions, S positions with the past, D width, V vocabulary. Inputs may have more leading
+dimensions than one: they are flattened into B on the way in and restored on the way out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2model.attention import (
+    AttentionImplementation,
+    AttentionMask,
+    GPT2Attention,
+    check_implementation,
+    cross_attention_mask,
+    self_attention_mask,
+)
+from gpt2model.cache import Cache, DynamicCache
+from gpt2model.config import GPT2Config
+from gpt2model.errors import InputError
+from gpt2model.layers import GPT2MLP, Conv1D, activated, add_projected, inner_width, project
+from gpt2model.outputs import BaseModelOutputWithPastAndCrossAttentions
+from gpt2model.packing import Packed, PackedAttention
+
+
+class GPT2PreTrainedModel(nn.Module):
+    """Base of the models: config, checkpoints, embeddings.
+
+    A model comes out of its constructor in training mode with GPT-2's random weights, and out of from_pretrained in
+    evaluation mode. `config` is never written to: a change replaces it.
+    """
+
+    base_model_prefix: ClassVar[str] = "transformer"
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights that are floating-point numbers."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def base_model(self) -> GPT2Model:
+        """The GPT2Model inside, or the model itself."""
+        inner = getattr(self, self.base_model_prefix, self)
+        assert isinstance(inner, GPT2Model)
+        return inner
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        config: GPT2Config | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        attn_implementation: AttentionImplementation = "sdpa",
+    ) -> Self:
+        """Load a checkpoint from a folder or the Hub; see gpt2model.checkpoint.load_checkpoint."""
+        from gpt2model.checkpoint import load_checkpoint  # checkpoint.py imports the models
+
+        return load_checkpoint(
+            cls,
+            path_or_id,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            config=config,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            attn_implementation=attn_implementation,
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: str | int = "50GB") -> None:
+        """Write config.json and the weights as safetensors; see gpt2model.checkpoint.save_checkpoint."""
+        from gpt2model.checkpoint import save_checkpoint
+
+        save_checkpoint(self, folder, max_shard_size=max_shard_size)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw all weights anew in GPT-2's scheme (Radford et al., 2019, section 2.3).
+
+        Matrices are normal with deviation initializer_range, those that write to the residual stream by 1/sqrt(2 *
+        n_layer) narrower; biases are 0, layer norms the identity.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, (Conv1D, nn.Embedding, nn.Linear)):
+                narrower = math.sqrt(2 * self.config.n_layer) if name.endswith(".c_proj") else 1.0
+                nn.init.normal_(module.weight, std=self.config.initializer_range / narrower)
+                if isinstance(bias := getattr(module, "bias", None), Tensor):
+                    nn.init.zeros_(bias)
+        self.tie_weights()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, [V, D]."""
+        return self.base_model.wte
+
+    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
+        """Put another token embedding in place; a tied head follows."""
+        self.base_model.wte = embedding
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The language-model head, where there is one."""
+        return None
+
+    def tie_weights(self) -> None:
+        """Let the language-model head use the token embedding's weight, where the config ties them."""
+        head = self.get_output_embeddings()
+        if head is not None and self.config.tie_word_embeddings:
+            head.weight = self.get_input_embeddings().weight
+            head.out_features = head.weight.shape[0]
+
+    def resize_token_embeddings(self, new_num_tokens: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
+        """Make the vocabulary `new_num_tokens` long, rounded up to a multiple if one is given; returns the embedding.
+
+        Rows that stay keep their values; new ones are normal with deviation initializer_range. The head follows.
+        """
+        size = new_num_tokens
+        if pad_to_multiple_of is not None:
+            size = math.ceil(size / pad_to_multiple_of) * pad_to_multiple_of
+        if size < 1:
+            raise InputError(f"resize_token_embeddings({new_num_tokens}): a vocabulary has at least one entry")
+        base, head = self.base_model, self.get_output_embeddings()
+        base.wte.weight = self._resized(base.wte.weight, size)
+        base.wte.num_embeddings = size
+        if head is not None and not self.config.tie_word_embeddings:
+            head.weight = self._resized(head.weight, size)
+            head.out_features = size
+        self.config = base.config = self.config.replace(vocab_size=size)
+        self.tie_weights()
+        return base.wte
+
+    @torch.no_grad()
+    def _resized(self, weight: Tensor, size: int) -> nn.Parameter:
+        rows = weight.new_empty(size, weight.shape[1])
+        kept = min(size, weight.shape[0])
+        rows[:kept] = weight[:kept]
+        rows[kept:].normal_(std=self.config.initializer_range)
+        return nn.Parameter(rows, requires_grad=weight.requires_grad)
+
+
+class GPT2Block(nn.Module):
+    """Attention, attention to an encoder where the config adds it, and the feed-forward layer, each with a residual."""
+
+    def __init__(self, config: GPT2Config, layer: int, implementation: AttentionImplementation) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = GPT2Attention(config, layer, implementation, cross=False)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        if config.add_cross_attention:
+            self.crossattention = GPT2Attention(config, layer, implementation, cross=True)
+            self.ln_cross_attn = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = GPT2MLP(config)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: AttentionMask,
+        *,
+        cache: Cache | None = None,
+        encoder_states: Tensor | None = None,
+        encoder_mask: AttentionMask | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """[B, L, D] -> [B, L, D], the attention weights and the cross-attention weights where there are any."""
+        attended, weights = self.attn(self.ln_1(hidden), mask, cache=cache, need_weights=need_weights)
+        hidden = hidden + attended
+        cross_weights = None
+        if encoder_states is not None:
+            attended, cross_weights = self.crossattention(
+                self.ln_cross_attn(hidden),
+                encoder_mask,
+                cache=cache,
+                encoder_states=encoder_states,
+                need_weights=need_weights,
+            )
+            hidden = hidden + attended
+        return hidden + self.mlp(self.ln_2(hidden)), weights, cross_weights
+
+    def forward_packed(self, hidden: Tensor, attend: PackedAttention, scratch: _Scratch) -> Tensor:
+        """[T, D] -> [T, D] for a pack of T tokens; writes over its input and leaves dropout out."""
+        attn, mlp = self.attn, self.mlp
+        mixed = attend(project(attn.c_attn, self.ln_1(hidden), scratch.qkv), attn.n_head, attn.scale)
+        hidden = add_projected(hidden, attn.c_proj, mixed)
+        inner = activated(mlp.act, project(mlp.c_fc, self.ln_2(hidden), scratch.inner))
+        return add_projected(hidden, mlp.c_proj, inner)
+
+
+class GPT2Model(GPT2PreTrainedModel):
+    """The transformer: token ids or embeddings to hidden states."""
+
+    def __init__(self, config: GPT2Config, *, attn_implementation: AttentionImplementation = "sdpa") -> None:
+        super().__init__(config)
+        implementation = check_implementation(attn_implementation)
+        self.wte = _embedding(config.vocab_size, config.n_embd)
+        self.wpe = _embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(GPT2Block(config, layer, implementation) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[Any, ...]:
+        """Hidden states of the input, which is either `input_ids` [..., L] or `inputs_embeds` [..., L, D].
+
+        attention_mask is [..., S] with 0 for padding, or 4-D and then used as it is: True or 0 where a key is seen.
+        position_ids [..., L] default to counting from the length of past_key_values, padding included; where they are
+        given without mask and cache, a position that does not follow the one before it starts a sequence of its own.
+        token_type_ids [..., L] are looked up in the token embedding. encoder_hidden_states [B, S', D] need a config
+        with add_cross_attention. Attention weights are computed eagerly for the call that wants them.
+
+        Raises InputError for arguments that contradict each other, the config or past_key_values.
+        """
+        config = self.config
+        caching = _given(use_cache, config.use_cache)
+        cache = _cache(past_key_values, create=caching)
+        past = 0 if cache is None else cache.get_seq_length()
+        embeds, leading = self._token_embeds(input_ids, inputs_embeds)
+        batch, length, _ = embeds.shape
+        positions = self._positions(position_ids, past, length)
+        hidden = embeds + self.wpe(positions)
+        if token_type_ids is not None:
+            hidden = hidden + self._lookup(token_type_ids, "token_type_ids").view(-1, length, config.n_embd)
+        alone = position_ids is not None and attention_mask is None and cache is None
+        segments = _segments(positions) if alone else None
+        mask = self_attention_mask(
+            attention_mask, segments, batch=batch, length=length, past=past, device=hidden.device
+        )
+        encoder_mask = self._encoder_mask(encoder_hidden_states, encoder_attention_mask, batch, length)
+        run = _Run(
+            need_weights=_given(output_attentions, config.output_attentions),
+            keep_hidden=_given(output_hidden_states, config.output_hidden_states),
+        )
+        hidden = self.drop(hidden)
+        for block in self.h:
+            run.enter(hidden)
+            hidden, weights, cross_weights = block(
+                hidden,
+                mask,
+                cache=cache,
+                encoder_states=encoder_hidden_states,
+                encoder_mask=encoder_mask,
+                need_weights=run.need_weights,
+            )
+            run.leave(weights, cross_weights)
+        last = self.ln_f(hidden).unflatten(0, leading)
+        output = run.output(last, cache if caching else None)
+        return output if _given(return_dict, config.return_dict) else output.to_tuple()
+
+    @torch.no_grad()
+    def forward_packed(self, packed: Packed) -> Tensor:
+        """Hidden states [T, D] of a pack, after the last layer norm: each sequence sees itself alone.
+
+        Equals forward on each sequence, without padding and without masks. For inference: no gradients, no dropout,
+        no cross attention. Raises InputError for a sequence longer than n_positions or an id outside the vocabulary.
+        """
+        if packed.max_seqlen > self.config.n_positions:
+            raise InputError(
+                f"sequence {packed.lengths.index(packed.max_seqlen)} of the pack has {packed.max_seqlen} tokens,"
+                f" n_positions is {self.config.n_positions}: shorten it, or slide a window over it"
+            )
+        hidden = self._lookup(packed.input_ids, "input_ids").add_(self.wpe(packed.position_ids))
+        attend, scratch = PackedAttention(packed), _Scratch.beside(hidden, self.config)
+        for block in cast("list[GPT2Block]", self.h):
+            hidden = block.forward_packed(hidden, attend, scratch)
+        last: Tensor = self.ln_f(hidden)
+        return last
+
+    def _token_embeds(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[Tensor, torch.Size]:
+        """Embeddings [B, L, D] of the one input that was given, and the leading dimensions that B stands for."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give either input_ids or inputs_embeds, and not both")
+        embeds = inputs_embeds if input_ids is None else self._lookup(input_ids, "input_ids")
+        assert embeds is not None
+        if embeds.ndim < 3 or embeds.shape[-1] != self.config.n_embd or embeds.shape[-2] == 0:
+            source, ids = ("inputs_embeds", 0) if input_ids is None else ("input_ids", 1)
+            given = tuple(embeds.shape[: embeds.ndim - ids])
+            needed = "[batch, length]" if ids else f"[batch, length, {self.config.n_embd}]"
+            raise InputError(f"{source} of shape {given}: {needed} is needed, with a length of at least 1")
+        return embeds.flatten(0, -3), embeds.shape[:-2]
+
+    def _lookup(self, ids: Tensor, name: str) -> Tensor:
+        """Rows of the token embedding: [...] -> [..., D]."""
+        check_ids(ids, self.config.vocab_size, name, "vocab_size")
+        return F.embedding(ids, self.get_input_embeddings().weight)
+
+    def _positions(self, position_ids: Tensor | None, past: int, length: int) -> Tensor:
+        """Position ids [1 or B, L]."""
+        limit = self.config.n_positions
+        if position_ids is not None:
+            check_ids(position_ids, limit, "position_ids", "n_positions")
+            if position_ids.shape[-1:] != (length,):
+                raise InputError(f"position_ids of shape {tuple(position_ids.shape)}: the input is {length} long")
+            return position_ids.reshape(-1, length)
+        if past + length > limit:
+            held = f" after {past} in past_key_values" if past else ""
+            raise InputError(
+                f"the input has {length} positions{held}, n_positions is {limit}: shorten it, or slide a window over it"
+            )
+        return torch.arange(past, past + length, device=self.wpe.weight.device)[None]
+
+    def _encoder_mask(
+        self, states: Tensor | None, attention_mask: Tensor | None, batch: int, length: int
+    ) -> AttentionMask | None:
+        if states is None:
+            if attention_mask is not None:
+                raise InputError("encoder_attention_mask without encoder_hidden_states: give both")
+            return None
+        if not self.config.add_cross_attention:
+            raise InputError("encoder_hidden_states need a model whose config has add_cross_attention=True")
+        if states.ndim != 3 or states.shape[0] != batch or states.shape[2] != self.config.n_embd:
+            raise InputError(
+                f"encoder_hidden_states of shape {tuple(states.shape)}:"
+                f" [{batch}, length, {self.config.n_embd}] is needed"
+            )
+        return cross_attention_mask(
+            attention_mask, batch=batch, length=length, total=states.shape[1], device=states.device
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scratch:
+    """Memory that the blocks of one packed pass share, on the CPU; elsewhere the allocator keeps what it had."""
+
+    qkv: Tensor | None
+    inner: Tensor | None
+
+    @classmethod
+    def beside(cls, hidden: Tensor, config: GPT2Config) -> _Scratch:
+        if hidden.device.type != "cpu":
+            return cls(None, None)
+        tokens = hidden.shape[0]
+        return cls(hidden.new_empty(tokens, 3 * config.n_embd), hidden.new_empty(tokens, inner_width(config)))
+
+
+class _Run:
+    """What one forward pass gathers on its way through the blocks."""
+
+    def __init__(self, *, need_weights: bool, keep_hidden: bool) -> None:
+        self.need_weights = need_weights
+        self._hidden: list[Tensor] | None = [] if keep_hidden else None
+        self._weights: list[Tensor] = []
+        self._cross_weights: list[Tensor] = []
+
+    def enter(self, hidden: Tensor) -> None:
+        if self._hidden is not None:
+            self._hidden.append(hidden)
+
+    def leave(self, weights: Tensor | None, cross_weights: Tensor | None) -> None:
+        if self.need_weights and weights is not None:
+            self._weights.append(weights)
+        if self.need_weights and cross_weights is not None:
+            self._cross_weights.append(cross_weights)
+
+    def output(self, last: Tensor, cache: Cache | None) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=last,
+            past_key_values=cache,
+            hidden_states=None if self._hidden is None else (*self._hidden, last),
+            attentions=tuple(self._weights) if self.need_weights else None,
+            cross_attentions=tuple(self._cross_weights) if self.need_weights else None,
+        )
+
+
+def check_ids(ids: Tensor, limit: int, name: str, option: str) -> None:
+    """Raise InputError for ids that are no integers from 0 to limit - 1; values are looked at on the CPU only.
+
+    On a CUDA device the look would wait for all work queued there, and torch itself asserts on a wrong index.
+    """
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"{name} are {ids.dtype}: they must be torch.int64 or torch.int32")
+    if ids.device.type != "cpu" or ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= limit:
+        wrong = low if low < 0 else high
+        raise InputError(f"{name} hold {wrong}, {option} is {limit}: ids run from 0 to {limit - 1}")
+
+
+def _cache(past_key_values: Cache | None, *, create: bool) -> Cache | None:
+    if past_key_values is None:
+        return DynamicCache() if create else None
+    if not isinstance(past_key_values, Cache):
+        raise InputError(f"past_key_values is a {type(past_key_values).__name__}: give a DynamicCache or a StaticCache")
+    return past_key_values
+
+
+def _segments(positions: Tensor) -> Tensor | None:
+    """Numbers the runs of consecutive positions, [1 or B, L]; None where every row is one run."""
+    breaks = positions.diff(dim=-1) != 1
+    return F.pad(breaks.cumsum(-1), (1, 0)) if bool(breaks.any()) else None
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding whose weights are left to init_weights: torch would draw them once more."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
+def _given(value: bool | None, default: bool) -> bool:
+    return default if value is None else value

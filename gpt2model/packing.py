@@ -1,0 +1,137 @@
+"""Many sequences in one row of tokens, without padding.
+
+Shapes: T tokens of all sequences, N sequences, H heads, K size of one head, D width = H * K.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2model.errors import InputError
+
+
+def _find_varlen() -> Callable[..., Tensor] | None:
+    """torch's variable-length attention; torch 2.10 has none that takes a scale, and older ones have none."""
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return None
+    kernel: Callable[..., Tensor] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    return kernel if "window_size" in inspect.signature(kernel).parameters else None
+
+
+_varlen_attn = _find_varlen()
+
+# Sequences given as ids: a list of integers, an integer array or an integer tensor, one-dimensional each.
+TokenIds = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Sequences one after the other: sequence i has the tokens cu_seqlens[i] to cu_seqlens[i + 1].
+
+    input_ids and position_ids are int64 [T], cu_seqlens is int32 [N + 1]; lengths are on the host.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    lengths: tuple[int, ...]
+    max_seqlen: int
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same sequences on another device."""
+        return type(self)(
+            self.input_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.cu_seqlens.to(device, non_blocking=True),
+            self.lengths,
+            self.max_seqlen,
+        )
+
+
+def pack(sequences: Sequence[TokenIds]) -> Packed:
+    """Put sequences one after the other, in their order; positions count from 0 in each.
+
+    Equal lengths beside each other are computed as one batch where no variable-length kernel applies: sort by length.
+    """
+    arrays = [_as_array(sequence, place) for place, sequence in enumerate(sequences)]
+    lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+    ends = lengths.cumsum()
+    total = int(ends[-1]) if arrays else 0
+    positions = np.arange(total) - np.repeat(ends - lengths, lengths)
+    return Packed(
+        input_ids=torch.from_numpy(np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int64)),
+        position_ids=torch.from_numpy(positions),
+        cu_seqlens=torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32)),
+        lengths=tuple(lengths.tolist()),
+        max_seqlen=int(lengths.max(initial=0)),
+    )
+
+
+def _as_array(sequence: TokenIds, place: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    array = sequence.numpy(force=True) if isinstance(sequence, Tensor) else np.asarray(sequence)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InputError(f"sequence {place} is {array.dtype} of shape {array.shape}: token ids are one row of integers")
+    return array.astype(np.int64, copy=False)
+
+
+class PackedAttention:
+    """Causal attention inside each sequence of a pack, for all layers of one forward pass."""
+
+    def __init__(self, packed: Packed) -> None:
+        self._packed = packed
+        self._runs = _equal_length_runs(packed.lengths)
+
+    def __call__(self, projected: Tensor, n_head: int, scale: float) -> Tensor:
+        """Queries, keys and values side by side, [T, 3 * D], to mixed values [T, D]; scores are kept in float32."""
+        tokens, width = projected.shape[0], projected.shape[1] // 3
+        heads = projected.view(tokens, 3, n_head, width // n_head)
+        if _varlen_attn is not None and _varlen_takes(heads):
+            ends, longest = self._packed.cu_seqlens, self._packed.max_seqlen
+            mixed = _varlen_attn(*heads.unbind(1), ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
+        else:
+            mixed = self._run_by_run(heads, scale)
+        return mixed.view(tokens, width)
+
+    def _run_by_run(self, heads: Tensor, scale: float) -> Tensor:
+        """[T, 3, H, K] -> [T, H, K]."""
+        mixed = torch.empty_like(heads[:, 0], memory_format=torch.contiguous_format)
+        for first, rows, length in self._runs:
+            run = slice(first, first + rows * length)
+            query, key, value = heads[run].view(rows, length, *heads.shape[1:]).permute(2, 0, 3, 1, 4)
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=length > 1, scale=scale)
+            mixed[run].view(rows, length, *mixed.shape[1:]).copy_(out.transpose(1, 2))
+        return mixed
+
+
+def _equal_length_runs(lengths: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """Neighbours of equal length: first token, number of sequences, length of each; empty sequences are left out."""
+    runs, first = [], 0
+    for length, group in groupby(lengths):
+        rows = len(list(group))
+        if length:
+            runs.append((first, rows, length))
+        first += rows * length
+    return tuple(runs)
+
+
+def _varlen_takes(heads: Tensor) -> bool:
+    """Whether flash attention computes such heads: half precision, on Ampere or newer."""
+    size = heads.shape[-1]
+    return (
+        heads.is_cuda
+        and heads.dtype in (torch.float16, torch.bfloat16)
+        and size % 8 == 0
+        and size <= 256
+        and torch.cuda.get_device_capability(heads.device) >= (8, 0)
+    )
