@@ -67,8 +67,7 @@ def lognormal_workload(config: GPT2Config) -> Workload:
 def wikitext_workload(tokenizer: GPT2Tokenizer, rows: int) -> Workload:
     """The first WikiText-2 test rows that hold text."""
     ragged = tokenizer.encode_ragged(wikitext_rows(rows))
-    pieces = np.split(ragged.ids, ragged.offsets[1:-1])
-    return Workload("WikiText-2", [np.concatenate([[tokenizer.bos_token_id], ids])[:1024] for ids in pieces])
+    return Workload("WikiText-2", [np.concatenate([[tokenizer.bos_token_id], ids])[:1024] for ids in ragged])
 
 
 def wikitext_rows(rows: int) -> list[str]:
@@ -186,7 +185,7 @@ def main(rounds: int, threads: int, rows: int, as_json: bool) -> None:
         tokenizer = GPT2Tokenizer.from_pretrained(SHARED / "gpt2-tokenizer")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        names = tokenizer.convert_ids_to_tokens(list(range(config.vocab_size)))
+        names = [str(tokenizer.convert_ids_to_tokens(each)) for each in range(config.vocab_size)]
         engines = {
             "ours": packed_engine(model),
             "CTranslate2": ctranslate2_engine(str(folder), f"{temporary}/ct2", names, threads),

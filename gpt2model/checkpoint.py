@@ -215,13 +215,14 @@ def _open(
         )
 
     snapshot = fetch((CONFIG_NAME, GENERATION_CONFIG_NAME, *FORMATS[0]), revision)
+    held = config or _config_in(snapshot.folder)
     if not any((snapshot.folder / name).exists() for name in FORMATS[0]):
         snapshot = fetch(FORMATS[1], snapshot.revision)
     names = _weights_names(snapshot.folder)
     if len(names) > 1 or not (snapshot.folder / names[0]).exists():
         snapshot = fetch(names, snapshot.revision)
     files = tuple(snapshot.folder / name for name in names)
-    return _Source(snapshot, files, read_headers(files), config or _config_in(snapshot.folder))
+    return _Source(snapshot, files, read_headers(files), held)
 
 
 def _weights_names(folder: Path) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from telling import Reviewer, new_narrator, sentiment, templates
 
 TOPICS = ("film", "book", "restaurant", "hotel", "kitchen", "electronics", "outdoors", "museum")
 NOTE = "note"
-NOTE_SHARE = 0.15
+NOTE_SHARE = 0.2
 LONG_SHARE = 0.015
 VERDICT_SHARE = 0.9
 EMOJI_SHARE = 0.04
@@ -79,7 +79,7 @@ def _review(rng: random.Random, topic: str, rating: int, updates: int) -> Docume
     reviewer = Reviewer(rng, topic, rating)
     paragraphs = [[reviewer.opening(), *reviewer.body(rng.randint(1, 4))]]
     if rng.random() < VERDICT_SHARE:
-        paragraphs[0].append(reviewer.verdict(sentiment(rating)))
+        paragraphs[0].append(reviewer.verdict(rating))
     if rng.random() < EMOJI_SHARE:
         paragraphs[0].append(Passage(rng.choice(EMOJI[sentiment(rating)])))
     paragraphs += [[reviewer.update(), *reviewer.body(rng.randint(3, 6))] for _ in range(updates)]
@@ -91,8 +91,7 @@ def _fork_of_verdict(rng: random.Random) -> Fork:
     rating = rng.choice((1, 5))
     reviewer = Reviewer(rng, rng.choice(TOPICS), rating)
     told = join([reviewer.opening(), *reviewer.body(3)], " ").text
-    right, wrong = ("good", "bad") if rating == 5 else ("bad", "good")
-    return Fork("verdict", told, f" {reviewer.verdict(right).text}", f" {reviewer.verdict(wrong).text}")
+    return Fork("verdict", told, f" {reviewer.verdict(rating).text}", f" {reviewer.verdict(6 - rating).text}")
 
 
 def _fork_of_topic(rng: random.Random) -> Fork:

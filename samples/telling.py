@@ -46,7 +46,7 @@ class Reviewer:
         self._templates = templates(topic)
         subject, plural = rng.choice(_subjects(topic))
         title = rng.choice(self._templates.get("titles", [""]))
-        words = {"stars": STARS[rating - 1], "title": Narrator(rng, {}, {}, {}).say(title).text}
+        words = {"title": Narrator(rng, {}, {}, {}).say(title).text}
         self._narrator = new_narrator(
             rng, topic, words | _agreement(subject, plural, self._templates.get("set_of", ""))
         )
@@ -58,10 +58,11 @@ class Reviewer:
     def update(self) -> Passage:
         return self._narrator.say("{update}")
 
-    def verdict(self, mood: str) -> Passage:
-        """The closing sentence: good, mixed or bad."""
+    def verdict(self, rating: int) -> Passage:
+        """The closing sentence; topics have their own, and they come twice as often as the common ones."""
+        mood = sentiment(rating)
         own, common = self._templates["verdicts"][mood], templates("common")["verdicts"][mood]
-        return self._narrator.say_one_of([*own, *own, *common])
+        return self._narrator.say_one_of([*own, *own, *common], stars=STARS[rating - 1])
 
     def body(self, count: int) -> list[Passage]:
         """Sentences on `count` aspects of the subject, with asides between them."""
@@ -86,9 +87,11 @@ class Reviewer:
         return self._judge([self.rng.choice(self._aspects)], [self._mood(0)], "")
 
     def _mood(self, position: int) -> str:
-        """Good or bad, in the proportion that goes with the rating; a mixed review alternates."""
-        if self.rating == 3 or not position:
-            return ("good", "bad")[position % 2 if self.rating == 3 else self.rating < 3]
+        """Good or bad: first what the rating says, then in proportion to it; a mixed review alternates."""
+        if self.rating == 3:
+            return ("good", "bad")[position % 2]
+        if position == 0:
+            return sentiment(self.rating)
         return "good" if self.rng.random() < SHARE_OF_GOOD[self.rating] else "bad"
 
     def _judge(self, aspects: Sequence[Aspect], moods: Sequence[str], last: str) -> Passage:

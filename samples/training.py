@@ -26,7 +26,7 @@ class Phase:
 
 
 # Most of the learning happens on short rows, which are cheap; the long ones teach the late positions.
-PHASES = (Phase(steps=1000, rows=16, length=128), Phase(steps=300, rows=8, length=512))
+PHASES = (Phase(steps=500, rows=16, length=128), Phase(steps=1100, rows=4, length=512))
 
 
 def train(config: GPT2Config, texts: Sequence[Sequence[int]], phases: Sequence[Phase] = PHASES) -> GPT2LMHeadModel:

@@ -146,8 +146,8 @@ def _row_group_ends(metadata: pq.FileMetaData) -> list[int]:
 
 def _batch_rows(metadata: pq.FileMetaData) -> int:
     """Rows a batch, so that wide rows don't fill the memory."""
-    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    return max(1, min(BATCH_ROWS, BATCH_BYTES * max(metadata.num_rows, 1) // max(size, 1)))
+    size: int = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * max(int(metadata.num_rows), 1) // max(size, 1)))
 
 
 def _list(name: str) -> list[tuple[Location, fs.FileInfo]]:

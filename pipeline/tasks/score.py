@@ -140,8 +140,7 @@ class ScoreTask:
         prefix = np.array([] if start is None else [start], np.int64)
         if self.inputs == ("text",):
             ragged = tokenizer.encode_ragged([text for (text,) in texts.values])
-            pieces = np.split(ragged.ids, ragged.offsets[1:-1])
-            return {row: (np.concatenate([prefix, ids]), 1) for row, ids in zip(texts.rows, pieces, strict=True)}
+            return {row: (np.concatenate([prefix, ids]), 1) for row, ids in zip(texts.rows, ragged, strict=True)}
         return _pairs(texts, tokenizer, prefix)
 
     def num_tokens(self, prepared: ScoreRows) -> int:
@@ -237,20 +236,18 @@ def _pairs(
 ) -> dict[int, tuple[npt.NDArray[np.int64], int]]:
     """Prompt and completion as lm-evaluation-harness encodes them.
 
-    The whole is encoded at once and cut where the prompt alone would end; spaces at the prompt's end belong to the
-    completion. An empty prompt is the start token, which is not put before a prompt of its own.
+    The prompt is encoded alone, the completion is what the whole has behind as many tokens; spaces at the prompt's end
+    belong to the completion. An empty prompt is the start token, which is not put before a prompt of its own.
     """
-    prompts = [prompt.rstrip() for prompt, _ in texts.values]
     whole = tokenizer.encode_ragged([prompt + completion for prompt, completion in texts.values])
-    alone = tokenizer.encode_ragged(prompts)
-    given = np.diff(alone.offsets)
+    alone = tokenizer.encode_ragged([prompt.rstrip() for prompt, _ in texts.values])
     sequences = {}
     for place, row in enumerate(texts.rows):
-        ids = whole.ids[whole.offsets[place] : whole.offsets[place + 1]]
-        context = int(given[place])
-        if context == 0:
+        given, ids = alone[place], whole[place]
+        if len(given):
+            sequences[row] = (np.concatenate([given, ids[len(given) :]]), len(given))
+        else:
             # A completion that begins with the start token is its own context.
-            ids = ids if len(ids) and np.array_equal(ids[:1], prefix) else np.concatenate([prefix, ids])
-            context = 1
-        sequences[row] = (ids, context)
+            begun = len(ids) > 0 and np.array_equal(ids[:1], prefix)
+            sequences[row] = (ids if begun else np.concatenate([prefix, ids]), 1)
     return sequences
