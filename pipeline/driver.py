@@ -125,12 +125,13 @@ class Driver:
             return
         self._scaled = now
         asked = self.cluster.workers
-        wanted = asked.max if asked.max is not None else max(asked.min, self._room())
+        wanted = asked.max if asked.max is not None else max(asked.min, self.room())
         work = len(self._waiting) + sum(len(seat.parts) for seat in self._seats)
         for _ in range(min(wanted, work) - len(self._seats)):
             self._seats.append(self._hire())
 
-    def _room(self) -> int:
+    def room(self) -> int:
+        """Workers that the cluster, as it is now, has resources for."""
         resources = ray.cluster_resources()
         by_cpu = int(resources.get("CPU", 0) // self.num_cpus)
         return by_cpu if not self.num_gpus else min(by_cpu, int(resources.get("GPU", 0) / self.num_gpus))

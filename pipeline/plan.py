@@ -50,11 +50,12 @@ class Plan:
     """Columns to read: the kept ones, then those that only the task needs."""
     schema: pa.Schema
     """Schema of every output file."""
+    fingerprint: str = field(init=False)
+    """SHA-256 over the identity, in hexadecimal."""
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the identity, in hexadecimal."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        object.__setattr__(self, "fingerprint", digest)
 
     @property
     def rows(self) -> int | None:

@@ -93,7 +93,7 @@ def _device(job: Job) -> tuple[float, str]:
             "model.device is cuda and cluster.gpus_per_worker is 0, so no worker would have a GPU: "
             "give cluster.gpus_per_worker=1, or model.device=cpu"
         )
-    if device == "cuda" and not _named_cluster(job) and not torch.cuda.is_available():
+    if device == "cuda" and not named_cluster(job) and not torch.cuda.is_available():
         raise JobError(
             "model.device: this machine has no CUDA device and no cluster is named: "
             "give model.device=cpu, or cluster.address for a cluster that has one"
@@ -101,7 +101,8 @@ def _device(job: Job) -> tuple[float, str]:
     return gpus, device
 
 
-def _named_cluster(job: Job) -> bool:
+def named_cluster(job: Job) -> bool:
+    """Whether the workers run elsewhere than on a Ray that this command starts."""
     return bool(job.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
@@ -113,7 +114,7 @@ def _dtype(job: Job, device: str) -> str:
     dtype = job.model.dtype
     if dtype == "auto":
         return "float32" if device == "cpu" else "float16"
-    if device == "cpu" and dtype != "float32" and not _named_cluster(job):
+    if device == "cpu" and dtype != "float32" and not named_cluster(job):
         done = subprocess.run([sys.executable, "-c", PROBE.format(dtype=dtype)], capture_output=True, check=False)
         if done.returncode != 0:
             raise JobError(

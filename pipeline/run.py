@@ -14,12 +14,12 @@ import yaml
 
 from pipeline.cluster import connected
 from pipeline.driver import Driver, Failure
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import Interrupted, PipelineError, WorkerError
 from pipeline.job import Job
 from pipeline.lease import Lease
 from pipeline.locations import redact
 from pipeline.plan import Part
-from pipeline.preflight import Prepared, prepare
+from pipeline.preflight import Prepared, named_cluster, prepare
 from pipeline.progress import Watch
 from pipeline.worker import PartReport, Worker
 
@@ -62,6 +62,7 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker) 
     known = store.opened(plan)
     store.create()
     with Lease(store) as lease:
+        store.clear_staging()
         if not known:
             store.write_record("job.yaml", yaml.safe_dump(resolved_job(job), sort_keys=False, allow_unicode=True))
             store.write_record("plan.json", plan.to_json())
@@ -70,6 +71,7 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker) 
             watch.log(f"{plan.fingerprint[:10]}: {tally.rows:,} rows done before; output in {store.folder.uri}")
             before = tally.rows
             driver = _drive(prepared, waiting, tally, watch, lease, debug, worker_class) if waiting else None
+        store.clear_staging()
         _refuse_failures(driver.failures if driver else [])
         if plan.rows is not None and tally.rows != plan.rows:
             raise PipelineError(f"{tally.rows} rows are in the output and {plan.rows} in the input: this is a defect")
@@ -112,6 +114,11 @@ def _drive(
 
     with connected(prepared.job.cluster, debug):
         driver = Driver(prepared.spec, waiting, prepared.num_gpus, tick, done, worker_class)
+        if not driver.room() and not named_cluster(prepared.job):
+            raise WorkerError(
+                f"a worker takes {prepared.spec.threads} cores and {prepared.num_gpus:g} GPUs, which Ray has not "
+                "on this machine: give less cluster.cpus_per_worker or cluster.gpus_per_worker, or name a cluster.address"
+            )
         driver.run()
     return driver
 

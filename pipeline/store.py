@@ -91,12 +91,15 @@ class Store:
             raise OutputRefused(f"output.path {folder}: can't write in {nearest} ({reason})") from error
 
     def create(self) -> None:
-        """Make the folders, and clear what killed attempts left in staging."""
-        staging = self.records.child("staging")
+        """Make the folders."""
         with _store_errors(self.folder.uri):
-            self.folder.filesystem.create_dir(staging.path, recursive=True)
-            if self.folder.local:
-                self.folder.filesystem.delete_dir_contents(staging.path, missing_dir_ok=True)
+            self.folder.filesystem.create_dir(self.records.child("staging").path, recursive=True)
+
+    def clear_staging(self) -> None:
+        """Remove what killed attempts left; only for the holder of the lease, when no worker writes."""
+        if self.folder.local:
+            with _store_errors(self.folder.uri):
+                self.folder.filesystem.delete_dir_contents(self.records.child("staging").path, missing_dir_ok=True)
 
     def committed(self, plan: Plan) -> Iterator[tuple[Part, Footer]]:
         """The parts of `plan` that stand in the folder, footer checked. Raises StoreError for one that isn't ours."""

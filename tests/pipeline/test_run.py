@@ -152,6 +152,11 @@ def test_a_worker_that_can_not_start_ends_the_run_with_its_reason(write_job: Job
         run(write_job(), worker_class=Unable)
 
 
+def test_a_worker_that_no_machine_can_hold_is_refused_and_not_waited_for(write_job: JobWriter) -> None:
+    with pytest.raises(WorkerError, match=r"takes 99 cores .* give less cluster\.cpus_per_worker"):
+        run(write_job(cluster={"cpus_per_worker": 99}))
+
+
 def test_a_worker_that_dies_while_loading_is_not_tried_for_ever(write_job: JobWriter) -> None:
     class Stillborn(Worker):
         def start(self) -> str:

@@ -117,7 +117,7 @@ def test_a_footer_that_miscounts_is_not_committed(tmp_path: Path) -> None:
 def test_what_a_killed_attempt_left_in_staging_is_cleared(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     (tmp_path / "_pipeline" / "staging" / "part-00000.abc.parquet").write_bytes(b"half")
-    store.create()
+    store.clear_staging()
     assert not list((tmp_path / "_pipeline" / "staging").iterdir())
 
 

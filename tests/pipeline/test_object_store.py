@@ -1,0 +1,96 @@
+"""Input and output on an object store: a real S3 API on the loopback."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from pipeline.compose import load_job
+from pipeline.errors import LeaseHeld, OutputRefused
+from pipeline.lease import Lease
+from pipeline.locations import locate, redact
+from pipeline.run import Outcome, run_job
+from pipeline.store import Store
+from tests.pipeline.conftest import JobWriter
+
+SECRET = "very-secret-key"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket, as `s3://user:secret@bucket{}?query`, with a place for the path."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    query = f"scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1&allow_bucket_creation=true"
+    template = f"s3://user:{SECRET}@bucket{{}}?{query}"
+    filesystem, _ = fs.FileSystem.from_uri(template.format(""))
+    filesystem.create_dir("bucket")
+    yield template
+    server.stop()
+
+
+def run(job: Path, *overrides: str) -> Outcome:
+    return run_job(load_job(job, overrides))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_from_s3_to_s3_is_whole_resumable_and_keeps_its_secrets(
+    write_job: JobWriter, bucket: str, rows: pa.Table, tmp_path: Path
+) -> None:
+    source, target = locate(bucket.format("/in"), "x"), locate(bucket.format("/out"), "x")
+    pq.write_table(rows.slice(0, 450), f"{source.path}/a.parquet", filesystem=source.filesystem)
+    pq.write_table(rows.slice(450), f"{source.path}/b.parquet", filesystem=source.filesystem)
+    job = write_job(input={"parquet": bucket.format("/in")}, output={"path": bucket.format("/out")})
+    outcome = run(job)
+    assert outcome.summary["output"] == "s3://bucket/out"
+    table = ds.dataset(target.path, filesystem=target.filesystem, format="parquet").to_table()
+    assert table.select(rows.column_names).equals(rows)
+    assert run(job).summary["rows done by this command"] == 0
+    parts = target.filesystem.get_file_info(fs.FileSelector(target.path))
+    target.filesystem.delete_file(next(info.path for info in parts if info.base_name.startswith("part-00003")))
+    assert run(job).summary["rows done by this command"] == 100
+    again = ds.dataset(target.path, filesystem=target.filesystem, format="parquet").to_table()
+    assert again.equals(table)
+    for info in target.filesystem.get_file_info(fs.FileSelector(target.path, recursive=True)):
+        if info.type == fs.FileType.File:
+            assert SECRET.encode() not in target.filesystem.open_input_file(info.path).read()
+    with pytest.raises(OutputRefused, match=r"score\.window was 'rolling' and is 'sliding'") as refusal:
+        run(job, "score.window=sliding")
+    assert SECRET not in str(refusal.value)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_glob_on_s3_reads_what_it_matches(write_job: JobWriter, bucket: str, rows: pa.Table, tmp_path: Path) -> None:
+    place = locate(bucket.format("/glob"), "x")
+    for name in ("x1.parquet", "x2.parquet", "y.parquet"):
+        pq.write_table(rows.slice(0, 10), f"{place.path}/{name}", filesystem=place.filesystem)
+    outcome = run(write_job(input={"parquet": bucket.format("/glob/x*.parquet")}))
+    assert outcome.rows == 20
+
+
+def test_a_lease_on_an_object_store_keeps_a_second_driver_out(bucket: str) -> None:
+    store = Store(locate(bucket.format("/lease"), "x"))
+    store.create()
+    with Lease(store), pytest.raises(LeaseHeld, match="being written by process"):
+        Lease(store).__enter__()
+    with Lease(store) as lease:
+        lease.check()
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://user:secret@bucket/x?region=eu", "s3://***@bucket/x?region=eu"),
+        ("s3://bucket/x?secret_key=abc&region=eu", "s3://bucket/x?secret_key=%2A%2A%2A&region=eu"),
+        ("/plain/path", "/plain/path"),
+    ],
+)
+def test_secrets_are_taken_out_of_uris(uri: str, shown: str) -> None:
+    assert redact(uri) == shown
