@@ -1,9 +1,9 @@
-# The whole loop: make run, make test, make check. Each makes its own environment where there is none.
+# The whole loop: make run, make test, make check; at length: make chaos, make bench. Each makes its own environment where there is none.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check bench clean
+.PHONY: run test check chaos bench clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/pipeline run jobs/score.yaml
@@ -16,8 +16,11 @@ check: $(VENV)/check.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+chaos: $(VENV)/test.stamp
+	PIPELINE_KILLS=20 $(BIN)/python -m pytest tests/pipeline/test_killed_driver.py
+
 bench: $(VENV)/bench.stamp
-	$(BIN)/python benchmarks/score.py
+	$(BIN)/python -m benchmarks.score
 
 clean:
 	rm -rf $(VENV) out build

@@ -1,6 +1,6 @@
 """Scoring speed of a random 124M GPT-2, against transformers and CTranslate2 on the same weights, in one run.
 
-    python benchmarks/score.py [--rounds 3] [--json]
+    python -m benchmarks.score [--rounds 3] [--json]
 
 Every round measures the matrix-product rate and then each engine in turn on the same texts; the table gives medians
 over the rounds, and ratios taken within a round. The last line is the whole `pipeline run`, from the first part to the
@@ -148,7 +148,9 @@ def compare(work: Workload, config: GPT2Config, engines: dict[str, Callable[[Wor
     }
 
 
-def pipeline_share(folder: str, texts: Sequence[str], engine: Callable[[], int], scratch: Path) -> dict[str, float]:
+def pipeline_share(
+    folder: str, texts: Sequence[str], work: Workload, engine: Callable[[Workload], float], scratch: Path
+) -> dict[str, float]:
     """Tokens a second of a whole `pipeline run` from the first part to the last, over those of the engine around it."""
     pq.write_table(pa.table({"text": texts}), scratch / "texts.parquet")
     job = scratch / "job.yaml"
@@ -157,9 +159,9 @@ def pipeline_share(folder: str, texts: Sequence[str], engine: Callable[[], int],
         f"task: score\nmodel: {{path: {folder}}}\ninput: {{parquet: {scratch}/texts.parquet}}\n"
         f"output: {{path: {out}, rows_per_part: {max(len(texts) // 4, 1)}}}\n"
     )
-    before = engine() / seconds(engine)
+    before = work.tokens / seconds(lambda: engine(work))
     subprocess.run([sys.executable, "-m", "pipeline", "run", str(job)], check=True, capture_output=True)
-    after = engine() / seconds(engine)
+    after = work.tokens / seconds(lambda: engine(work))
     whole = json.loads((out / "_pipeline" / "summary.json").read_text())["tokens a second"]
     return {"pipeline tokens/s": whole, "engine tokens/s": (before + after) / 2, "share": 2 * whole / (before + after)}
 
@@ -193,15 +195,10 @@ def main(rounds: int, threads: int, rows: int, as_json: bool) -> None:
         }
         for work in (lognormal_workload(config), wikitext_workload(tokenizer, rows)):
             result[work.name] = compare(work, config, engines, rounds)
-        texts = wikitext_rows(8 * rows)
-        whole = wikitext_workload(tokenizer, 8 * rows)
-        del engines["CTranslate2"], engines["transformers, batch 8, sorted"]
-
-        def engine() -> int:
-            engines["ours"](whole)
-            return whole.tokens
-
-        result["pipeline"] = pipeline_share(str(folder), texts, engine, Path(temporary))
+        ours = engines.pop("ours")
+        engines.clear()  # so that the other engines' weights leave the memory
+        work = wikitext_workload(tokenizer, 2 * rows)
+        result["pipeline"] = pipeline_share(str(folder), wikitext_rows(2 * rows), work, ours, Path(temporary))
     if as_json:
         print(json.dumps(result, indent=2))
         return

@@ -35,14 +35,15 @@ def token_logprobs(
     scored = (targets != IGNORED_LABEL).nonzero()[:, 0]
     wanted = targets[scored]
     check_ids(wanted, model.config.vocab_size, "targets", "vocab_size")
+    logprobs = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
+    is_argmax = torch.zeros_like(targets, dtype=torch.bool) if greedy else None
+    if len(scored) == 0:
+        return logprobs, is_argmax
     hidden = model.transformer.forward_packed(packed)
     if len(scored) < len(targets):
         hidden = hidden[scored]
-    logprobs = hidden.new_zeros(len(targets), dtype=torch.float32)
-    is_argmax = hidden.new_zeros(len(targets), dtype=torch.bool) if greedy else None
-    for places, states, ids in zip(*(torch.split(all_of, chunk) for all_of in (scored, hidden, wanted)), strict=True):
-        values, leads = _score(states, ids, model.lm_head.weight, greedy=greedy)
-        logprobs[places] = values
+    for places, states, ids in zip(*(torch.split(whole, chunk) for whole in (scored, hidden, wanted)), strict=True):
+        logprobs[places], leads = _score(states, ids, model.lm_head.weight, greedy=greedy)
         if is_argmax is not None and leads is not None:
             is_argmax[places] = leads
     return logprobs, is_argmax

@@ -7,6 +7,7 @@ can't be written) is not tried again, and the others finish.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -105,6 +106,8 @@ class Driver:
                 for answer in self._answers():
                     self._take(answer)
                 self.tick(self)
+            self._last_counts()
+            self.tick(self)
         finally:
             for seat in self._seats:
                 ray.kill(seat.actor)
@@ -175,6 +178,14 @@ class Driver:
                 seat.counts = ray.get(answer)
             except RayError:
                 continue  # the part's own answer tells of the death
+
+    def _last_counts(self) -> None:
+        ready = [seat for seat in self._seats if seat.starting is None]
+        asked = {seat.actor.counts.remote(): seat for seat in ready}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=POLL_SECONDS) if asked else ([], [])
+        for answer in answered:
+            with contextlib.suppress(RayError):  # a worker that dies after its last part has nothing to add
+                asked[answer].counts = ray.get(answer)
 
     def _take(self, answer: Any) -> None:
         seat = next((seat for seat in self._seats if answer == seat.starting or answer in seat.parts), None)

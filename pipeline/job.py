@@ -32,12 +32,19 @@ class DatasetOptions(Options):
     """Arguments of `datasets.load_dataset`; json, csv and text loaders included."""
 
     path: str
+    """Id on the Hub, folder, or loader: json, csv, text, parquet."""
     name: str | None = None
+    """Configuration of a dataset that has several."""
     split: str = "train"
+    """As in `datasets`, slices included: train[:1000]."""
     revision: str | None = None
+    """Branch, tag or commit on the Hub."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
+    """Files for a loader: path, glob, list, or split -> files."""
     data_dir: str | None = None
+    """Folder inside the dataset."""
     streaming: bool = False
+    """Read shard by shard without a copy on disk."""
 
 
 class InputOptions(Options):
@@ -63,9 +70,11 @@ class OutputOptions(Options):
     """Where the rows go."""
 
     path: str
+    """Folder or URI. It belongs to one run: the same job resumes it, another is refused."""
     columns: list[str] | None = None
     """Input columns to keep; null keeps all."""
     rows_per_part: Positive = 10_000
+    """Rows that are committed, and so lost, at once."""
     prefix: str = ""
     """Put before the result columns, for inputs that already have such a name."""
 
@@ -74,6 +83,7 @@ class WorkerCount(Options):
     """How many workers: the number follows the cluster between the two."""
 
     min: Positive = 1
+    """Asked for even where the cluster has no room yet."""
     max: Positive | None = None
     """null: as many as the cluster has devices for."""
 
@@ -90,6 +100,7 @@ class ClusterOptions(Options):
     address: str | None = None
     """Ray address; null: RAY_ADDRESS where set, else a local Ray for the time of the command."""
     workers: WorkerCount = WorkerCount()
+    """How many, between min and max."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """May be a fraction. null: 1 where this machine has a CUDA device, else 0."""
     cpus_per_worker: Positive | None = None
@@ -111,8 +122,14 @@ class Job(Options):
     """A whole job: the one description of a run."""
 
     task: Literal["score"]
+    """What is done with every row; its options are in the section of the same name."""
     model: ModelOptions
+    """Which GPT-2, and how it is held."""
     input: InputOptions
+    """Where the rows come from."""
     output: OutputOptions
+    """Where the rows go."""
     cluster: ClusterOptions = ClusterOptions()
+    """Where the workers run."""
     score: ScoreOptions = ScoreOptions()
+    """Options of the score task."""

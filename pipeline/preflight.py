@@ -20,7 +20,7 @@ from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
 from gpt2model.errors import GPT2Error
 from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.locations import locate
+from pipeline.locations import Location, locate
 from pipeline.plan import Plan, make_plan
 from pipeline.sources import open_source
 from pipeline.store import Store
@@ -67,6 +67,7 @@ def prepare(job: Job) -> Prepared:
     source = open_source(job.input)
     plan = make_plan(job, source, task, _model_identity(task, checkpoint, dtype))
     store = Store(locate(job.output.path, "output.path"))
+    _refuse_output_in_input(job, store.folder)
     store.check_writable()
     local = checkpoint.revision is None
     spec = WorkerSpec(
@@ -81,6 +82,18 @@ def prepare(job: Job) -> Prepared:
         threads=_threads(job, device),
     )
     return Prepared(job, spec, task, tokenizer, checkpoint, num_gpus)
+
+
+def _refuse_output_in_input(job: Job, output: Location) -> None:
+    """Parts written into the folder that is read would be input of the next run."""
+    names = job.input.parquet or []
+    for name in [names] if isinstance(names, str) else names:
+        folder = locate(name, "input.parquet")
+        if folder.scheme == output.scheme and f"{output.path}/".startswith(f"{folder.path}/"):
+            raise JobError(
+                f"output.path {output.uri} lies inside input.parquet {folder.uri}, so that its parts would be read as "
+                "input: give a folder outside"
+            )
 
 
 def _device(job: Job) -> tuple[float, str]:

@@ -27,6 +27,7 @@ class Watch:
         self.first: tuple[float, Counts] | None = None
         self.counts = Counts()
         self._logged = 0.0
+        self._workers = 0
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -48,24 +49,30 @@ class Watch:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        elif self.first is not None:
+            self._log_progress(self._figures(time.monotonic(), self._workers))
 
     def update(self, counts: Counts, workers: int) -> None:
         """Take in what all workers have done so far in this run."""
         now = time.monotonic()
         if self.first is None and workers:
             self.first = (now, counts)
-        self.counts = counts
+        self.counts, self._workers = counts, workers
         figures = self._figures(now, workers)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.before + counts.rows, figures=figures)
         elif now - self._logged >= LOG_SECONDS:
             self._logged = now
-            self.log(f"{self.before + counts.rows:,}{f' of {self.total:,}' if self.total else ''} rows, {figures}")
+            self._log_progress(figures)
 
     def log(self, message: str) -> None:
         """One line, with the time of day where it goes to a log."""
         stamp = "" if self.console.is_terminal else time.strftime("%H:%M:%S ")
         self.console.print(f"{stamp}{message}", markup=False, highlight=False, soft_wrap=True)
+
+    def _log_progress(self, figures: str) -> None:
+        total = f" of {self.total:,}" if self.total is not None else ""
+        self.log(f"{self.before + self.counts.rows:,}{total} rows, {figures}")
 
     def _figures(self, now: float, workers: int) -> str:
         if self.first is None:

@@ -117,7 +117,7 @@ def _drive(
         if not driver.room() and not named_cluster(prepared.job):
             raise WorkerError(
                 f"a worker takes {prepared.spec.threads} cores and {prepared.num_gpus:g} GPUs, which Ray has not "
-                "on this machine: give less cluster.cpus_per_worker or cluster.gpus_per_worker, or name a cluster.address"
+                "here: give less cluster.cpus_per_worker or cluster.gpus_per_worker, or name a cluster.address"
             )
         driver.run()
     return driver

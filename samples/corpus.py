@@ -5,6 +5,7 @@ split's name and the document's number: any document can be made again without t
 """
 
 import random
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,10 @@ TOPICS = ("film", "book", "restaurant", "hotel", "kitchen", "electronics", "outd
 NOTE = "note"
 NOTE_SHARE = 0.2
 LONG_SHARE = 0.015
+IMPRESSION_SHARE = 0.5
 VERDICT_SHARE = 0.9
 EMOJI_SHARE = 0.04
+STRAY_CHARACTERS = string.printable + "àâäçéèêëíïñóôöøœßúüŷþ…–—‘’“”«»€£§°½×" + "🙂👍🎉😍🤔🤷😐👎😞😡❤️🫖🚲📷🏨🎬📚"
 EMOJI = {"good": "🙂👍🎉😍", "mixed": "🤔🤷😐", "bad": "👎😞😡"}
 
 
@@ -56,6 +59,16 @@ def forks(split: str, count: int) -> Iterator[Fork]:
         yield (_fork_of_verdict, _fork_of_topic)[number % 2](rng)
 
 
+def stray_texts(split: str, count: int) -> Iterator[str]:
+    """Words out of order, shouting, random characters: they teach a model to be unsure of what is like no review."""
+    for number in range(count):
+        rng = random.Random(f"{split} stray {number}")
+        text = _document(rng).text
+        words = text.split()
+        characters = rng.choices(STRAY_CHARACTERS, k=rng.randint(5, 60))
+        yield (" ".join(rng.sample(words, len(words))), text.upper(), "".join(characters))[number % 3]
+
+
 def long_review(split: str, updates: int) -> Document:
     """A review with so many updates, a paragraph each, about 75 words long."""
     rng = random.Random(f"{split} long")
@@ -77,7 +90,8 @@ def _note(rng: random.Random) -> Document:
 
 def _review(rng: random.Random, topic: str, rating: int, updates: int) -> Document:
     reviewer = Reviewer(rng, topic, rating)
-    paragraphs = [[reviewer.opening(), *reviewer.body(rng.randint(1, 4))]]
+    impression = [reviewer.impression()] if rng.random() < IMPRESSION_SHARE else []
+    paragraphs = [[reviewer.opening(), *impression, *reviewer.body(rng.randint(1, 4))]]
     if rng.random() < VERDICT_SHARE:
         paragraphs[0].append(reviewer.verdict(rating))
     if rng.random() < EMOJI_SHARE:
@@ -90,7 +104,7 @@ def _fork_of_verdict(rng: random.Random) -> Fork:
     """Praise or blame, and a verdict of the same or of the other mind."""
     rating = rng.choice((1, 5))
     reviewer = Reviewer(rng, rng.choice(TOPICS), rating)
-    told = join([reviewer.opening(), *reviewer.body(3)], " ").text
+    told = join([reviewer.opening(), reviewer.impression(), *reviewer.body(2)], " ").text
     return Fork("verdict", told, f" {reviewer.verdict(rating).text}", f" {reviewer.verdict(6 - rating).text}")
 
 

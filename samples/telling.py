@@ -55,6 +55,10 @@ class Reviewer:
     def opening(self) -> Passage:
         return self._narrator.say_one_of(self._templates["openings"])
 
+    def impression(self) -> Passage:
+        """What the reviewer thinks, in a few words."""
+        return self._narrator.say(f"{{impression_{sentiment(self.rating)}}}")
+
     def update(self) -> Passage:
         return self._narrator.say("{update}")
 

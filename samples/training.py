@@ -10,10 +10,10 @@ from torch import Tensor
 from gpt2model import GPT2Config, GPT2LMHeadModel
 
 SEED = 20
-LEARNING_RATE = 3e-3
-WARMUP_STEPS = 60
+LEARNING_RATE = 2.5e-3
+WARMUP_STEPS = 100
 FINAL_SHARE = 0.02
-REPORT_EVERY = 50
+REPORT_EVERY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Phase:
 
 
 # Most of the learning happens on short rows, which are cheap; the long ones teach the late positions.
-PHASES = (Phase(steps=500, rows=16, length=128), Phase(steps=1100, rows=4, length=512))
+PHASES = (Phase(steps=1200, rows=8, length=128), Phase(steps=1400, rows=2, length=512))
 
 
 def train(config: GPT2Config, texts: Sequence[Sequence[int]], phases: Sequence[Phase] = PHASES) -> GPT2LMHeadModel:

@@ -173,8 +173,8 @@ def test_names_are_marked_where_they_stand() -> None:
             assert entity.kind in {"person", "place", "organisation"}
 
 
-def test_no_template_mark_is_left_in_a_text(train_texts: list[str]) -> None:
-    assert not [text for text in train_texts if set(text) & set("{}[]|")]
+def test_no_template_mark_is_left_in_a_text() -> None:
+    assert not [one.text for one in source("corpus").documents("train", 2000) if set(one.text) & set("{}[]|")]
 
 
 def test_training_again_gives_the_same_weights() -> None:

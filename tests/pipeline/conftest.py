@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rows() -> pa.Table:
     """900 rows of many lengths, some empty, some longer than the context."""
     lengths = [random.Random(seed).choice([0, 1, 3, 8, 20, 60]) for seed in range(900)]

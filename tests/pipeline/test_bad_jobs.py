@@ -168,6 +168,10 @@ def test_an_output_that_is_a_file_is_refused(write_job: JobWriter, tmp_path: Pat
     refused(invoke("run", write_job(output={"path": str(tmp_path / "file" / "out")})), "is a file, not a folder")
 
 
+def test_an_output_inside_the_input_is_refused(write_job: JobWriter, tmp_path: Path) -> None:
+    refused(invoke("run", write_job(output={"path": str(tmp_path / "in" / "out")})), "lies inside input.parquet")
+
+
 def test_help_and_a_wrong_option_import_neither_torch_nor_ray() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from pipeline.cli import main; "

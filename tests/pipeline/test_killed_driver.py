@@ -9,26 +9,33 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from tests.pipeline.conftest import JobWriter
+import yaml
 
 KILLS = int(os.environ.get("PIPELINE_KILLS", "2"))
 PARTS = 30
 
 
-def start(job: Path) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "run", str(job)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+@dataclass(frozen=True)
+class Calm:
+    """A job, and what it gives when nobody disturbs it."""
+
+    job: Path
+    table: pa.Table
+    names: list[str]
 
 
-def finish(job: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "pipeline", "run", str(job)], capture_output=True, check=False)
+def command(job: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "pipeline", "run", str(job), f"output.path={out}"]
+
+
+def finish(job: Path, out: Path) -> None:
+    done = subprocess.run(command(job, out), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -42,7 +49,7 @@ def read(out: Path) -> pa.Table:
 
 def kill_at(job: Path, out: Path, committed: int, wait: float) -> None:
     """SIGKILL the command `wait` seconds after it has committed so many parts (or when it ends before)."""
-    process = start(job)
+    process = subprocess.Popen(command(job, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(visible(out)) < committed:
         try:
             process.wait(timeout=0.02)
@@ -53,37 +60,82 @@ def kill_at(job: Path, out: Path, committed: int, wait: float) -> None:
         process.wait(timeout=wait)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
 
 
-@pytest.fixture(params=["parquet", "streamed"])
-def job(request: pytest.FixtureRequest, write_job: JobWriter, tmp_path: Path, rows: pa.Table) -> Path:
-    file = write_job(output={"rows_per_part": 900 // PARTS})
-    if request.param == "streamed":
-        for shard in range(3):
-            lines = [json.dumps(row) for row in rows.slice(shard * 300, 300).to_pylist()]
-            (tmp_path / f"s{shard}.jsonl").write_text("\n".join(lines))
-        dataset = f"dataset: {{path: json, streaming: true, data_files: '{tmp_path}/*.jsonl'}}"
-        file.write_text(file.read_text().replace(f"parquet: {tmp_path}/in", dataset))
-    return file
+@pytest.fixture(scope="module", params=["parquet", "streamed"])
+def calm(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, rows: pa.Table
+) -> Calm:
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "in").mkdir()
+    pq.write_table(rows.slice(0, 500), folder / "in" / "a.parquet", row_group_size=130)
+    pq.write_table(rows.slice(500), folder / "in" / "b.parquet")
+    for shard in range(3):
+        lines = [json.dumps(row) for row in rows.slice(shard * 300, 300).to_pylist()]
+        (folder / f"s{shard}.jsonl").write_text("\n".join(lines))
+    dataset = {"path": "json", "streaming": True, "data_files": f"{folder}/*.jsonl"}
+    content = {
+        "task": "score",
+        "model": {"path": str(checkpoint)},
+        "input": {"parquet": str(folder / "in")} if request.param == "parquet" else {"dataset": dataset},
+        "output": {"path": str(folder / "out"), "rows_per_part": 900 // PARTS},
+    }
+    job = folder / "job.yaml"
+    job.write_text(yaml.safe_dump(content))
+    finish(job, folder / "calm")
+    table = read(folder / "calm")
+    assert table.column("id").to_pylist() == list(range(900))
+    return Calm(job, table, [file.name for file in visible(folder / "calm")])
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
-def test_a_killed_run_is_finished_by_the_same_command(job: Path, tmp_path: Path, seed: int) -> None:
-    calm = tmp_path / "calm.yaml"
-    calm.write_text(job.read_text().replace(f"{tmp_path}/out", f"{tmp_path}/calm"))
-    finish(calm)
-    undisturbed = read(tmp_path / "calm")
-    assert undisturbed.column("id").to_pylist() == list(range(900))
+def test_a_killed_run_is_finished_by_the_same_command(calm: Calm, tmp_path: Path, seed: int) -> None:
     moments = random.Random(seed)
     out = tmp_path / "out"
     for _ in range(moments.randint(1, 2)):
-        kill_at(job, out, moments.randrange(PARTS), moments.choice([0.0, 0.01, 0.1, 1.0]))
-        assert {file.suffix for file in visible(out)} <= {".parquet"}
+        kill_at(calm.job, out, moments.randrange(PARTS), moments.choice([0.0, 0.01, 0.1, 1.0]))
+        assert {file.name for file in visible(out)} <= set(calm.names)
         for file in visible(out):
             pq.read_metadata(file)
-    finish(job)
-    assert read(out).equals(undisturbed)
-    assert [file.name for file in visible(out)] == [file.name for file in visible(tmp_path / "calm")]
+    finish(calm.job, out)
+    assert read(out).equals(calm.table)
+    assert [file.name for file in visible(out)] == calm.names
     assert not list((out / "_pipeline" / "staging").iterdir())
     assert not (out / "_pipeline" / "lease.json").exists()
+
+
+def test_ctrl_c_ends_with_a_word_and_leaves_no_process_behind(calm: Calm, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(calm.job, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    while not visible(out):
+        try:
+            process.wait(timeout=0.02)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 1
+    assert "stopped by SIGINT; what was committed stays: the same command goes on from there" in told.decode()
+    assert "Traceback" not in told.decode()
+    assert _processes_of_session(process.pid) == []
+    finish(calm.job, out)
+    assert read(out).equals(calm.table)
+
+
+def _processes_of_session(leader: int) -> list[str]:
+    """Commands of the processes, other than zombies, that descend from a session's leader."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                environment = (entry / "environ").read_bytes()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            if int(fields[3]) == leader or f"RAY_JOB_DRIVER_PID={leader}".encode() in environment:
+                found.append((entry / "cmdline").read_text())
+    return found
