@@ -67,10 +67,11 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker) 
             store.write_record("job.yaml", yaml.safe_dump(resolved_job(job), sort_keys=False, allow_unicode=True))
             store.write_record("plan.json", plan.to_json())
         tally, waiting = _resume(prepared)
-        with Watch(plan.rows, tally.rows) as watch, _signals():
+        stop = _StopRequest()
+        with Watch(plan.rows, tally.rows) as watch, stop.listening():
             watch.log(f"{plan.fingerprint[:10]}: {tally.rows:,} rows done before; output in {store.folder.uri}")
             before = tally.rows
-            driver = _drive(prepared, waiting, tally, watch, lease, debug, worker_class) if waiting else None
+            driver = _drive(prepared, waiting, tally, (watch, lease, stop), debug, worker_class) if waiting else None
         store.clear_staging()
         _refuse_failures(driver.failures if driver else [])
         if plan.rows is not None and tally.rows != plan.rows:
@@ -100,12 +101,14 @@ def _drive(
     prepared: Prepared,
     waiting: Iterable[Part],
     tally: Tally,
-    watch: Watch,
-    lease: Lease,
+    watchers: tuple[Watch, Lease, _StopRequest],
     debug: bool,
     worker_class: type[Worker],
 ) -> Driver:
+    watch, lease, stop = watchers
+
     def tick(driver: Driver) -> None:
+        stop.check()
         lease.check()
         watch.update(driver.counts, driver.workers)
 
@@ -164,21 +167,36 @@ def resolved_job(job: Job) -> dict[str, Any]:
     return content
 
 
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run as an error of ours, so that everything is closed on the way out."""
+class _StopRequest:
+    """Ctrl-C or SIGTERM, kept until the driver asks.
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(
-            f"stopped by {signal.Signals(number).name}; what was committed stays: the same command goes on from there"
-        )
+    A handler that raised would do so inside Ray's own calls, which do not expect it. A second signal stops at once.
+    """
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def __init__(self) -> None:
+        self._signal: signal.Signals | None = None
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal came."""
+        if self._signal is not None:
+            raise Interrupted(
+                f"stopped by {self._signal.name}; what was committed stays: the same command goes on from there"
+            )
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = signal.Signals(number)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, the two signals are kept; elsewhere, and in other threads than the main one, they do as ever."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
