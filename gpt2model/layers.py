@@ -155,10 +155,10 @@ def _tanh_gelu_(x: Tensor) -> Tensor:
     2016, section 2).
     """
     rows = max(1, 2**17 // x.shape[-1])
-    slope = torch.tensor(2 * math.sqrt(2 / math.pi))
+    slope = 2 * math.sqrt(2 / math.pi)
     gate = torch.empty_like(x[:rows])
     for part in torch.split(x, rows):
         part_gate = gate[: part.shape[0]]
-        torch.addcmul(slope, part, part, value=0.044715 * slope.item(), out=part_gate)
+        torch.addcmul(x.new_tensor(slope), part, part, value=0.044715 * slope, out=part_gate)
         part.mul_(part_gate.mul_(part).sigmoid_())
     return x

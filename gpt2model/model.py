@@ -1,4 +1,4 @@
-"""GPT2Model, its blocks, and what every model on top of it shares.
+"""GPT2Model, and what every model on top of it shares.
 
 Shapes: B batch, L new positions, S positions with the past, D width, V vocabulary. Inputs may have more leading
 dimensions than one: they are flattened into B on the way in and restored on the way out.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -18,15 +17,15 @@ from torch import Tensor, nn
 from gpt2model.attention import (
     AttentionImplementation,
     AttentionMask,
-    GPT2Attention,
     check_implementation,
     cross_attention_mask,
     self_attention_mask,
 )
+from gpt2model.block import GPT2Block, Scratch
 from gpt2model.cache import Cache, DynamicCache
 from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
-from gpt2model.layers import GPT2MLP, Conv1D, activated, add_projected, inner_width, project
+from gpt2model.layers import Conv1D
 from gpt2model.outputs import BaseModelOutputWithPastAndCrossAttentions
 from gpt2model.packing import Packed, PackedAttention
 
@@ -163,53 +162,6 @@ class GPT2PreTrainedModel(nn.Module):
         return nn.Parameter(rows, requires_grad=weight.requires_grad)
 
 
-class GPT2Block(nn.Module):
-    """Attention, attention to an encoder where the config adds it, and the feed-forward layer, each with a residual."""
-
-    def __init__(self, config: GPT2Config, layer: int, implementation: AttentionImplementation) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = GPT2Attention(config, layer, implementation, cross=False)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        if config.add_cross_attention:
-            self.crossattention = GPT2Attention(config, layer, implementation, cross=True)
-            self.ln_cross_attn = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.mlp = GPT2MLP(config)
-
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: AttentionMask,
-        *,
-        cache: Cache | None = None,
-        encoder_states: Tensor | None = None,
-        encoder_mask: AttentionMask | None = None,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """[B, L, D] -> [B, L, D], the attention weights and the cross-attention weights where there are any."""
-        attended, weights = self.attn(self.ln_1(hidden), mask, cache=cache, need_weights=need_weights)
-        hidden = hidden + attended
-        cross_weights = None
-        if encoder_states is not None:
-            attended, cross_weights = self.crossattention(
-                self.ln_cross_attn(hidden),
-                encoder_mask,
-                cache=cache,
-                encoder_states=encoder_states,
-                need_weights=need_weights,
-            )
-            hidden = hidden + attended
-        return hidden + self.mlp(self.ln_2(hidden)), weights, cross_weights
-
-    def forward_packed(self, hidden: Tensor, attend: PackedAttention, scratch: _Scratch) -> Tensor:
-        """[T, D] -> [T, D] for a pack of T tokens; writes over its input and leaves dropout out."""
-        attn, mlp = self.attn, self.mlp
-        mixed = attend(project(attn.c_attn, self.ln_1(hidden), scratch.qkv), attn.n_head, attn.scale)
-        hidden = add_projected(hidden, attn.c_proj, mixed)
-        inner = activated(mlp.act, project(mlp.c_fc, self.ln_2(hidden), scratch.inner))
-        return add_projected(hidden, mlp.c_proj, inner)
-
-
 class GPT2Model(GPT2PreTrainedModel):
     """The transformer: token ids or embeddings to hidden states."""
 
@@ -254,10 +206,10 @@ class GPT2Model(GPT2PreTrainedModel):
         past = 0 if cache is None else cache.get_seq_length()
         embeds, leading = self._token_embeds(input_ids, inputs_embeds)
         batch, length, _ = embeds.shape
-        positions = self._positions(position_ids, past, length)
+        positions = self._positions(position_ids, past, batch, length)
         hidden = embeds + self.wpe(positions)
         if token_type_ids is not None:
-            hidden = hidden + self._lookup(token_type_ids, "token_type_ids").view(-1, length, config.n_embd)
+            hidden = hidden + self._lookup(_rows(token_type_ids, "token_type_ids", batch, length), "token_type_ids")
         alone = position_ids is not None and attention_mask is None and cache is None
         segments = _segments(positions) if alone else None
         mask = self_attention_mask(
@@ -297,7 +249,7 @@ class GPT2Model(GPT2PreTrainedModel):
                 f" n_positions is {self.config.n_positions}: shorten it, or slide a window over it"
             )
         hidden = self._lookup(packed.input_ids, "input_ids").add_(self.wpe(packed.position_ids))
-        attend, scratch = PackedAttention(packed), _Scratch.beside(hidden, self.config)
+        attend, scratch = PackedAttention(packed), Scratch.beside(hidden, self.config)
         for block in cast("list[GPT2Block]", self.h):
             hidden = block.forward_packed(hidden, attend, scratch)
         last: Tensor = self.ln_f(hidden)
@@ -319,16 +271,15 @@ class GPT2Model(GPT2PreTrainedModel):
     def _lookup(self, ids: Tensor, name: str) -> Tensor:
         """Rows of the token embedding: [...] -> [..., D]."""
         check_ids(ids, self.config.vocab_size, name, "vocab_size")
-        return F.embedding(ids, self.get_input_embeddings().weight)
+        rows: Tensor = self.wte(ids)
+        return rows
 
-    def _positions(self, position_ids: Tensor | None, past: int, length: int) -> Tensor:
+    def _positions(self, position_ids: Tensor | None, past: int, batch: int, length: int) -> Tensor:
         """Position ids [1 or B, L]."""
         limit = self.config.n_positions
         if position_ids is not None:
             check_ids(position_ids, limit, "position_ids", "n_positions")
-            if position_ids.shape[-1:] != (length,):
-                raise InputError(f"position_ids of shape {tuple(position_ids.shape)}: the input is {length} long")
-            return position_ids.reshape(-1, length)
+            return _rows(position_ids, "position_ids", batch, length)
         if past + length > limit:
             held = f" after {past} in past_key_values" if past else ""
             raise InputError(
@@ -353,21 +304,6 @@ class GPT2Model(GPT2PreTrainedModel):
         return cross_attention_mask(
             attention_mask, batch=batch, length=length, total=states.shape[1], device=states.device
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Scratch:
-    """Memory that the blocks of one packed pass share, on the CPU; elsewhere the allocator keeps what it had."""
-
-    qkv: Tensor | None
-    inner: Tensor | None
-
-    @classmethod
-    def beside(cls, hidden: Tensor, config: GPT2Config) -> _Scratch:
-        if hidden.device.type != "cpu":
-            return cls(None, None)
-        tokens = hidden.shape[0]
-        return cls(hidden.new_empty(tokens, 3 * config.n_embd), hidden.new_empty(tokens, inner_width(config)))
 
 
 class _Run:
@@ -412,6 +348,13 @@ def check_ids(ids: Tensor, limit: int, name: str, option: str) -> None:
     if low < 0 or high >= limit:
         wrong = low if low < 0 else high
         raise InputError(f"{name} hold {wrong}, {option} is {limit}: ids run from 0 to {limit - 1}")
+
+
+def _rows(ids: Tensor, name: str, batch: int, length: int) -> Tensor:
+    """Ids [..., L] as [1 or B, L]."""
+    if ids.shape[-1:] != (length,) or ids.numel() not in (length, batch * length):
+        raise InputError(f"{name} of shape {tuple(ids.shape)}: the input has {batch} rows of {length} positions")
+    return ids.reshape(-1, length)
 
 
 def _cache(past_key_values: Cache | None, *, create: bool) -> Cache | None:

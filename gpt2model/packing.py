@@ -65,7 +65,8 @@ class Packed:
 def pack(sequences: Sequence[TokenIds]) -> Packed:
     """Put sequences one after the other, in their order; positions count from 0 in each.
 
-    Equal lengths beside each other are computed as one batch where no variable-length kernel applies: sort by length.
+    Short sequences of equal length beside each other are computed as one batch where no variable-length kernel applies:
+    sort by length.
     """
     arrays = [_as_array(sequence, place) for place, sequence in enumerate(sequences)]
     lengths = np.array([len(array) for array in arrays], dtype=np.int64)
@@ -107,7 +108,7 @@ class PackedAttention:
         return mixed.view(tokens, width)
 
     def _run_by_run(self, heads: Tensor, scale: float) -> Tensor:
-        """[T, 3, H, K] -> [T, H, K]."""
+        """[T, 3, H, K] -> [T, H, K], where no kernel takes variable lengths."""
         mixed = torch.empty_like(heads[:, 0], memory_format=torch.contiguous_format)
         in_blocks = heads.device.type == "cpu" and heads.dtype == torch.float32
         scratch = heads.new_empty(_BLOCK * self._packed.max_seqlen * heads.shape[2]) if in_blocks else None
@@ -133,7 +134,7 @@ def _attend_in_blocks(heads: Tensor, mixed: Tensor, scale: float, scratch: Tenso
     """
     length, _, n_head, _ = heads.shape
     query, key, value = heads.permute(1, 2, 0, 3)
-    future = torch.full((_BLOCK, _BLOCK), -torch.inf).triu_(1)
+    future = heads.new_full((_BLOCK, _BLOCK), -torch.inf).triu_(1)
     for start in range(0, length, _BLOCK):
         end = min(start + _BLOCK, length)
         rows = end - start
@@ -161,6 +162,7 @@ def _varlen_takes(heads: Tensor) -> bool:
     size = heads.shape[-1]
     return (
         heads.is_cuda
+        and len(heads) > 0
         and heads.dtype in (torch.float16, torch.bfloat16)
         and size % 8 == 0
         and size <= 256

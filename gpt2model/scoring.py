@@ -24,9 +24,9 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """log p(targets[t] | its sequence up to and with position t), in nats: float32 [T].
 
-    targets are int64 [T]. A position whose target is -100 costs nothing in the head and gets 0. With `greedy`, the
-    second result is a boolean [T]: whether the target is what greedy decoding takes, the lowest id among equals; False
-    where there is no target. The head runs on `chunk` positions at a time.
+    targets are int64 [T], on the device of the pack and the model. A position whose target is -100 costs nothing in
+    the head and gets 0. With `greedy`, the second result is a boolean [T]: whether the target is what greedy decoding
+    takes, the lowest id among equals; False where there is no target. The head runs on `chunk` positions at a time.
 
     Raises InputError for targets that are not one a position, or that are outside the vocabulary.
     """
@@ -71,7 +71,7 @@ class _Seen:
 
     def __init__(self, ids: Tensor, *, greedy: bool) -> None:
         self._ids = ids
-        self.greatest = torch.full(ids.shape, -torch.inf, device=ids.device)
+        self.greatest = torch.full(ids.shape, -torch.inf, dtype=torch.float32, device=ids.device)
         self.total = torch.zeros_like(self.greatest)
         self.chosen = torch.zeros_like(self.greatest)
         self.leads = torch.zeros_like(ids, dtype=torch.bool) if greedy else None

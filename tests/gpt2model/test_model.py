@@ -213,6 +213,11 @@ STATES = torch.zeros(2, 3, 32)
         ({"input_ids": IDS, "token_type_ids": IDS + 97}, "token_type_ids hold"),
         ({"input_ids": IDS, "position_ids": torch.full((1, 5), 40)}, "position_ids hold 40, n_positions is 40"),
         ({"input_ids": IDS, "position_ids": torch.zeros(1, 4, dtype=torch.long)}, "position_ids of shape"),
+        (
+            {"input_ids": IDS, "position_ids": torch.zeros(3, 5, dtype=torch.long)},
+            r"\(3, 5\): the input has 2 rows",
+        ),
+        ({"input_ids": IDS, "token_type_ids": IDS[:, 1:]}, r"token_type_ids of shape \(2, 4\): the input has 2 rows"),
         ({"input_ids": IDS, "attention_mask": torch.ones(2, 4)}, r"attention_mask of shape \(2, 4\): 2 rows of 5"),
         ({"input_ids": IDS, "attention_mask": torch.ones(2, 1, 5, 4)}, r"does not fit \[2, heads, 5, 5\]"),
         ({"input_ids": IDS, "attention_mask": torch.ones(2, 1, 5, 5).long()}, "4-D attention_mask is boolean or"),

@@ -1,0 +1,64 @@
+"""Ten times the rows take no more memory, in the worker and in the driver."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.pipeline.conftest import JobWriter
+
+PROGRAM = """
+import json, resource, sys
+from pathlib import Path
+from pipeline.compose import load_job
+from pipeline.run import run_job
+from pipeline.worker import Worker
+
+peaks = Path(sys.argv[2])
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+class Measured(Worker):
+    def run(self, part):
+        report = super().run(part)
+        peaks.write_text(str(peak()))
+        return report
+
+outcome = run_job(load_job(Path(sys.argv[1]), sys.argv[3:]), worker_class=Measured)
+print(json.dumps({"rows": outcome.rows, "driver": peak(), "worker": int(peaks.read_text())}))
+"""
+
+
+def measure(job: Path, folder: Path, *overrides: str) -> dict[str, int]:
+    command = [sys.executable, "-c", PROGRAM, str(job), str(folder / "peaks"), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("kind", ["parquet", "streamed"])
+def test_ten_times_the_rows_take_no_more_memory(
+    write_job: JobWriter, tmp_path: Path, rows: pa.Table, kind: str
+) -> None:
+    plain = rows.select(["id", "text"])
+    once = pa.concat_tables([plain] * 5)
+    for name, table in (("once", once), ("ten", pa.concat_tables([once] * 10))):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        with (tmp_path / f"{name}.jsonl").open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in table.to_pylist())
+    job = write_job(output={"rows_per_part": 1500}, cluster={"workers": {"max": 1}})
+    found = {}
+    for name in ("once", "ten"):
+        source = [f"input.parquet={tmp_path}/{name}.parquet"]
+        if kind == "streamed":
+            dataset = f"{{path: json, streaming: true, data_files: '{tmp_path}/{name}.jsonl'}}"
+            source = ["input.parquet=null", f"input.dataset={dataset}"]
+        found[name] = measure(job, tmp_path, f"output.path={tmp_path}/out-{name}", *source)
+    assert (found["once"]["rows"], found["ten"]["rows"]) == (4500, 45_000)
+    assert found["ten"]["worker"] < 1.1 * found["once"]["worker"], found
+    assert found["ten"]["driver"] < 1.1 * found["once"]["driver"], found
