@@ -31,7 +31,7 @@ from benchmarks.machine import describe, matrix_rate, print_table, seconds
 from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from gpt2model.packing import pack
 from gpt2model.scoring import token_logprobs
-from pipeline.batching import cut_packs
+from pipeline.batching import Index, PackRunner
 from pipeline.worker import TOKENS_PER_BATCH
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -76,17 +76,23 @@ def wikitext_rows(rows: int) -> list[str]:
     return [text for text in texts if text.strip()][:rows]
 
 
-def packed_engine(model: GPT2LMHeadModel) -> Callable[[Workload], float]:
-    """Ours: sorted, packed, no padding."""
+def packed_engine(model: GPT2LMHeadModel, threads: int) -> Callable[[Workload], float]:
+    """Ours, as a worker runs it: sorted, packed, no padding, a pack a thread."""
+    runner = PackRunner(TOKENS_PER_BATCH["cpu"], threads)
 
     def run(work: Workload) -> float:
         lengths = np.array([len(ids) - 1 for ids in work.sequences])
-        total = 0.0
-        for chosen in cut_packs(lengths, TOKENS_PER_BATCH["cpu"]):
+        sums: list[float] = []
+
+        def call(chosen: Index) -> None:
             targets = torch.from_numpy(np.concatenate([work.sequences[each][1:] for each in chosen]))
             found, _ = token_logprobs(model, pack([work.sequences[each][:-1] for each in chosen]), targets)
-            total += found.double().sum().item()
-        return total
+            sums.append(found.double().sum().item())
+
+        torch.set_num_threads(1)
+        runner.run(lengths, call)
+        torch.set_num_threads(threads)
+        return sum(sums)
 
     return run
 
@@ -189,7 +195,7 @@ def main(rounds: int, threads: int, rows: int, as_json: bool) -> None:
         tokenizer.save_pretrained(folder)
         names = [str(tokenizer.convert_ids_to_tokens(each)) for each in range(config.vocab_size)]
         engines = {
-            "ours": packed_engine(model),
+            "ours": packed_engine(model, threads),
             "CTranslate2": ctranslate2_engine(str(folder), f"{temporary}/ct2", names, threads),
             "transformers, batch 8, sorted": transformers_engine(str(folder), 8),
         }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gpt2model.attention import AttentionImplementation, AttentionMask, GPT2Attention
 from gpt2model.cache import Cache
 from gpt2model.config import GPT2Config
-from gpt2model.layers import GPT2MLP, activated, add_projected, inner_width, project
+from gpt2model.layers import GPT2MLP, activated_projection, add_projected, inner_width, project
 from gpt2model.packing import PackedAttention
 
 
@@ -74,5 +74,5 @@ class GPT2Block(nn.Module):
         attn, mlp = self.attn, self.mlp
         mixed = attend(project(attn.c_attn, self.ln_1(hidden), scratch.qkv), attn.n_head, attn.scale)
         hidden = add_projected(hidden, attn.c_proj, mixed)
-        inner = activated(mlp.act, project(mlp.c_fc, self.ln_2(hidden), scratch.inner))
+        inner = activated_projection(mlp.act, mlp.c_fc, self.ln_2(hidden), scratch.inner)
         return add_projected(hidden, mlp.c_proj, inner)

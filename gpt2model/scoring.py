@@ -16,6 +16,10 @@ from gpt2model.packing import Packed
 # Logits held at once. On a CPU a block stays near the caches; a CUDA device wants few, large kernels.
 _CPU_BLOCK = 2**21
 _CUDA_BLOCK = 2**27
+# Of a block, what the passes over it take at once: a megabyte, half of a usual second-level cache.
+_CPU_CACHED = 2**18
+# Rows whose logits are held whole where the quick sum overflows.
+_EXACT_ROWS = 16
 
 
 @torch.inference_mode()
@@ -50,30 +54,44 @@ def token_logprobs(
 
 
 def _score(states: Tensor, ids: Tensor, weight: Tensor, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities [M] of ids [M] after the states [M, D], and whether each leads; weight is the head's [V, D]."""
-    rows, entries = len(states), len(weight)
-    block = max(256, (_CPU_BLOCK if states.device.type == "cpu" else _CUDA_BLOCK) // rows)
-    memory = states.new_empty(rows * min(block, entries))
-    seen = _Seen(ids, greedy=greedy)
+    """Log-probabilities [M] of ids [M] after the states [M, D], and whether each leads; weight is the head's [V, D].
+
+    The passes over a block's logits take a few rows at a time on a CPU, so that all but the first find them in the
+    cache.
+    """
+    rows, entries, on_cpu = len(states), len(weight), states.device.type == "cpu"
+    block = min(entries, max(256, (_CPU_BLOCK if on_cpu else _CUDA_BLOCK) // rows))
+    memory = states.new_empty(rows * block)
+    few = max(1, _CPU_CACHED // block) if on_cpu else rows
+    seen = [_Seen(part, greedy=greedy) for part in torch.split(ids, few)]
     for first in range(0, entries, block):
         part = weight[first : first + block]
         logits = torch.mm(states, part.T, out=memory[: rows * len(part)].view(rows, len(part)))
-        seen.add(logits.float(), first)
-    return seen.chosen - seen.greatest - seen.total.log(), seen.leads
+        for each, some in zip(seen, torch.split(logits, few), strict=True):
+            each.add(some.float(), first)
+    logprobs = torch.cat([each.logprobs() for each in seen])
+    overflowed = (~logprobs.isfinite()).nonzero()[:, 0]
+    for places in torch.split(overflowed, _EXACT_ROWS):
+        exact = torch.mm(states[places], weight.T).float().log_softmax(dim=1)
+        logprobs[places] = exact.gather(1, ids[places][:, None])[:, 0]
+    return logprobs, torch.cat([each.leads for each in seen if each.leads is not None]) if greedy else None
 
 
 class _Seen:
     """What the blocks of the vocabulary so far say about the chosen ids.
 
-    greatest [M] is the greatest logit, total [M] the sum of exponentials relative to it (Milakov and Gimelshein, 2018,
-    algorithm 3), chosen [M] the logit of the chosen id, leads [M] whether that is the first of the greatest.
+    shift [M] is the greatest logit of the first block, total [M] the sum of exponentials relative to it, chosen [M] the
+    logit of the chosen id. That saves the search for the greatest in every block; where a later logit is more than 88
+    above the shift the total is infinite, and the row is for the caller to compute anew.
+    With greedy, greatest [M] is the greatest logit so far and leads [M] whether the chosen one is the first of those.
     """
 
     def __init__(self, ids: Tensor, *, greedy: bool) -> None:
         self._ids = ids
-        self.greatest = torch.full(ids.shape, -torch.inf, dtype=torch.float32, device=ids.device)
-        self.total = torch.zeros_like(self.greatest)
-        self.chosen = torch.zeros_like(self.greatest)
+        self._shift: Tensor | None = None
+        self._total = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+        self._chosen = torch.zeros_like(self._total)
+        self._greatest = torch.full_like(self._total, -torch.inf)
         self.leads = torch.zeros_like(ids, dtype=torch.bool) if greedy else None
 
     def add(self, logits: Tensor, first: int) -> None:
@@ -81,14 +99,23 @@ class _Seen:
         place = self._ids - first
         inside = (place >= 0) & (place < logits.shape[1])
         at_place = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-        self.chosen = torch.where(inside, at_place, self.chosen)
-        top = logits.amax(dim=1)
+        self._chosen = torch.where(inside, at_place, self._chosen)
         if self.leads is not None:
-            higher = top > self.greatest
-            self.leads &= ~higher
-            candidates = (inside & higher & (at_place == top)).nonzero()[:, 0]
-            self.leads[candidates] = logits[candidates].argmax(dim=1) == place[candidates]
-        top = torch.maximum(top, self.greatest)
-        rescaled = self.total * (self.greatest - top).exp()
-        self.total = rescaled + logits.sub_(top[:, None]).exp_().sum(dim=1)
-        self.greatest = top
+            self._lead(logits, at_place, inside, place)
+        if self._shift is None:
+            self._shift = logits.amax(dim=1)
+        self._total += logits.sub_(self._shift[:, None]).exp_().sum(dim=1)
+
+    def _lead(self, logits: Tensor, at_place: Tensor, inside: Tensor, place: Tensor) -> None:
+        assert self.leads is not None
+        top = logits.amax(dim=1)
+        higher = top > self._greatest
+        self.leads &= ~higher
+        candidates = (inside & higher & (at_place == top)).nonzero()[:, 0]
+        self.leads[candidates] = logits[candidates].argmax(dim=1) == place[candidates]
+        self._greatest = torch.maximum(top, self._greatest)
+
+    def logprobs(self) -> Tensor:
+        """Log-probabilities [M] of the chosen ids; not finite where the total overflowed."""
+        assert self._shift is not None
+        return self._chosen - self._shift - self._total.log()

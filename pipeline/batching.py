@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -28,22 +29,39 @@ def cut_packs(lengths: npt.NDArray[np.int64], budget: int) -> Iterator[Index]:
         yield order[start:]
 
 
-def run_packs(lengths: npt.NDArray[np.int64], budget: int, call: Callable[[Index], None]) -> dict[int, str]:
-    """Run `call` on every pack; a pack that device memory can't hold is halved, down to the one sequence.
+class PackRunner:
+    """Runs calls of the model over packs of at most `tokens_per_batch` tokens.
 
-    Returns the sequences that do not fit even alone, with the reason.
+    On a CPU, several packs are computed at once, each by one thread: that keeps the cores busier than one pack by
+    several threads, and a pack's values do not depend on how many threads there are.
     """
-    failed: dict[int, str] = {}
-    waiting = list(cut_packs(lengths, budget))[::-1]
-    while waiting:
-        pack = waiting.pop()
-        try:
-            call(pack)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            if len(pack) == 1:
-                failed[int(pack[0])] = f"out of device memory on a sequence of {lengths[pack[0]]} tokens"
-            else:
-                middle = len(pack) // 2
-                waiting += [pack[middle:], pack[:middle]]
-    return failed
+
+    def __init__(self, tokens_per_batch: int, threads: int = 1) -> None:
+        self.tokens_per_batch = tokens_per_batch
+        self._pool: ThreadPoolExecutor | None = None
+        if threads > 1:
+            self._pool = ThreadPoolExecutor(threads, "pack", initializer=torch.set_num_threads, initargs=(1,))
+
+    def run(self, lengths: npt.NDArray[np.int64], call: Callable[[Index], None]) -> dict[int, str]:
+        """Run `call` on every pack; a pack that device memory can't hold is halved, down to the one sequence.
+
+        `call` must bear being called by several threads. Returns the sequences that do not fit even alone, with the
+        reason.
+        """
+        failed: dict[int, str] = {}
+
+        def attempt(pack: Index) -> None:
+            try:
+                call(pack)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if len(pack) == 1:
+                    failed[int(pack[0])] = f"out of device memory on a sequence of {lengths[pack[0]]} tokens"
+                    return
+                for half in np.array_split(pack, 2):
+                    attempt(half)
+
+        packs = cut_packs(lengths, self.tokens_per_batch)
+        for _ in map(attempt, packs) if self._pool is None else self._pool.map(attempt, list(packs)):
+            continue
+        return failed

@@ -104,11 +104,11 @@ class ClusterOptions(Options):
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """May be a fraction. null: 1 where this machine has a CUDA device, else 0."""
     cpus_per_worker: Positive | None = None
-    """Cores and threads of one worker. null: 2 on a CPU, 1 beside a GPU."""
+    """Cores and threads of one worker, which share its model. null: up to 4 on a CPU, 1 beside a GPU."""
     attempts: Positive = 3
     """How often a part may take its worker down before the part is given up."""
     tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Tokens in one call of the model. auto: 1,024 on a CPU, 16,384 on CUDA."""
+    """Tokens in one call of the model. auto: 2,048 on a CPU, 16,384 on CUDA."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:

@@ -35,6 +35,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+CPU_THREADS = 4
 PROBE = "import torch; x = torch.ones(64, 64, dtype=torch.{dtype}); torch.mm(x, x).sum().item()"
 
 
@@ -140,7 +141,7 @@ def _dtype(job: Job, device: str) -> str:
 def _threads(job: Job, device: str) -> int:
     if job.cluster.cpus_per_worker is not None:
         return job.cluster.cpus_per_worker
-    return 1 if device == "cuda" else min(2, os.cpu_count() or 1)
+    return 1 if device == "cuda" else min(CPU_THREADS, os.cpu_count() or 1)
 
 
 def _checkpoint(job: Job, task: Task) -> tuple[CheckpointInfo, gpt2model.GPT2Tokenizer]:

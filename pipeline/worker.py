@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import __version__
+from pipeline.batching import PackRunner
 from pipeline.errors import WorkerError
 from pipeline.job import Job
 from pipeline.overlap import ahead
@@ -30,7 +31,7 @@ from pipeline.tasks.rows import RowResults, text_bytes
 GROUP_ROWS = 4096
 GROUP_PACKS = 64
 BYTES_PER_TOKEN = 4
-TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16_384}
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16_384}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class Worker:
         import gpt2model
 
         if self.spec.device == "cpu":
-            torch.set_num_threads(self.spec.threads)
+            torch.set_num_threads(1)
         elif not torch.cuda.is_available():
             raise WorkerError(
                 "a worker was to compute on cuda, and the node it runs on has no CUDA device: "
@@ -117,7 +118,8 @@ class Worker:
         self.model = architecture.from_pretrained(
             folder, revision=revision, dtype=self.spec.dtype, device=self.spec.device
         )
-        self.tokens_per_batch = tokens_per_batch(self.spec.job, self.spec.device)
+        threads = self.spec.threads if self.spec.device == "cpu" else 1
+        self.runner = PackRunner(tokens_per_batch(self.spec.job, self.spec.device), threads)
         return str(torch.cuda.get_device_name()) if self.spec.device == "cuda" else f"cpu, {self.spec.threads} threads"
 
     def process_id(self) -> int:
@@ -150,7 +152,7 @@ class Worker:
         columns = self.spec.plan.input_columns
         batches = self.spec.source.read(part.split, part.start, part.stop, columns)
         names = self.spec.plan.identity["input"]["columns"]
-        group_bytes = self.tokens_per_batch * GROUP_PACKS * BYTES_PER_TOKEN
+        group_bytes = self.runner.tokens_per_batch * GROUP_PACKS * BYTES_PER_TOKEN
         for rows in cut_groups(batches, list(names.values()), group_bytes):
             inputs = pa.table([rows.column(column) for column in names.values()], names=list(names))
             prepared = self.task.prepare(inputs, self.tokenizer, self.model.config)
@@ -159,7 +161,7 @@ class Worker:
     def _computed(self, part: Part) -> Iterator[tuple[_Group, Any]]:
         with closing(ahead(self._prepared(part), depth=2)) as groups, self._device:
             for group in groups:
-                yield group, self.task.compute(self.model, group.prepared, self.tokens_per_batch)
+                yield group, self.task.compute(self.model, group.prepared, self.runner)
 
     def _table(self, rows: pa.Table, result: RowResults) -> pa.Table:
         schema = self.spec.plan.schema

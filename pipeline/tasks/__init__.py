@@ -15,6 +15,7 @@ from pipeline.tasks.rows import RowResults
 
 if TYPE_CHECKING:
     from gpt2model import GPT2Config, GPT2Tokenizer
+    from pipeline.batching import PackRunner
     from pipeline.job import Job
 
 
@@ -42,7 +43,7 @@ class Task(Protocol):
     def num_tokens(self, prepared: Any) -> int:
         """Tokens that `compute` gives to the model."""
 
-    def compute(self, model: Any, prepared: Any, tokens_per_batch: int) -> Any:
+    def compute(self, model: Any, prepared: Any, runner: PackRunner) -> Any:
         """Call the model; a row that can't be computed is noted, not raised."""
 
     def finish(self, prepared: Any, computed: Any) -> RowResults:

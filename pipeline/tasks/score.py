@@ -24,6 +24,7 @@ from pipeline.tasks.rows import RowResults, RowTexts, is_text, read_texts
 
 if TYPE_CHECKING:
     from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+    from pipeline.batching import Index, PackRunner
 
 IGNORED = -100
 
@@ -147,13 +148,12 @@ class ScoreTask:
         """Tokens in all windows."""
         return len(prepared.inputs)
 
-    def compute(self, model: GPT2LMHeadModel, prepared: ScoreRows, tokens_per_batch: int) -> Scores:
-        """Log-probabilities of every target, in packs of `tokens_per_batch`."""
+    def compute(self, model: GPT2LMHeadModel, prepared: ScoreRows, runner: PackRunner) -> Scores:
+        """Log-probabilities of every target."""
         import torch
 
         from gpt2model.packing import pack
         from gpt2model.scoring import token_logprobs
-        from pipeline.batching import Index, run_packs
 
         logprobs = np.zeros(len(prepared.inputs), np.float32)
         greedy = np.zeros(len(prepared.inputs), np.bool_) if "completion" in self.inputs else None
@@ -168,7 +168,7 @@ class ScoreTask:
             if greedy is not None and first_choice is not None:
                 greedy[places] = first_choice.cpu().numpy()
 
-        failed = run_packs(np.diff(prepared.offsets), tokens_per_batch, call)
+        failed = runner.run(np.diff(prepared.offsets), call)
         return Scores(logprobs, greedy, {int(prepared.window_rows[each]): why for each, why in failed.items()})
 
     def finish(self, prepared: ScoreRows, computed: Scores) -> RowResults:

@@ -89,6 +89,20 @@ def test_flat_and_steep_distributions_stay_exact(scale: float) -> None:
     assert_close(token_logprobs(model, packed, targets)[0], reference(model, packed, targets)[0].float())
 
 
+def test_a_logit_far_above_all_of_the_first_block_is_summed_exactly() -> None:
+    model = ours(vocab_size=VOCAB, n_positions=32)
+    with torch.no_grad():
+        hidden = model.transformer.forward_packed(sample([6]))
+        weight = model.lm_head.weight
+        weight[VOCAB - 1] = hidden[2] * 300 / hidden[2].square().sum()
+        weight[VOCAB - 2] = -weight[VOCAB - 1]
+    packed = sample([6])
+    for target in (VOCAB - 1, VOCAB - 2, 3):
+        targets = torch.full((6,), target)
+        logprobs, _ = token_logprobs(model, packed, targets)
+        assert_close(logprobs.double(), reference(model, packed, targets)[0])
+
+
 def test_half_precision_sums_in_float32() -> None:
     model = ours(vocab_size=VOCAB).to(torch.bfloat16)
     packed = sample([9, 5])

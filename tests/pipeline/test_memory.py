@@ -47,16 +47,17 @@ def test_ten_times_the_rows_take_no_more_memory(
 ) -> None:
     plain = rows.select(["id", "text"])
     once = pa.concat_tables([plain] * 5)
-    for name, table in (("once", once), ("ten", pa.concat_tables([once] * 10))):
-        pq.write_table(table, tmp_path / f"{name}.parquet")
-        with (tmp_path / f"{name}.jsonl").open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in table.to_pylist())
+    lines = "".join(json.dumps(row) + "\n" for row in once.to_pylist())
+    for name, times in (("once", 1), ("ten", 10)):
+        pq.write_table(pa.concat_tables([once] * times), tmp_path / f"{name}.parquet")
+        for shard in range(times):
+            (tmp_path / f"{name}-{shard}.jsonl").write_text(lines)
     job = write_job(output={"rows_per_part": 1500}, cluster={"workers": {"max": 1}})
     found = {}
     for name in ("once", "ten"):
         source = [f"input.parquet={tmp_path}/{name}.parquet"]
         if kind == "streamed":
-            dataset = f"{{path: json, streaming: true, data_files: '{tmp_path}/{name}.jsonl'}}"
+            dataset = f"{{path: json, streaming: true, data_files: '{tmp_path}/{name}-*.jsonl'}}"
             source = ["input.parquet=null", f"input.dataset={dataset}"]
         found[name] = measure(job, tmp_path, f"output.path={tmp_path}/out-{name}", *source)
     assert (found["once"]["rows"], found["ten"]["rows"]) == (4500, 45_000)

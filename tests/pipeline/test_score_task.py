@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+from pipeline.batching import PackRunner
 from pipeline.tasks.score import ScoreOptions, ScoreTask
 from tests.pipeline.conftest import sentence
 
@@ -27,10 +28,12 @@ class Scorer:
         self.model = GPT2LMHeadModel.from_pretrained(folder)
         self.tokenizer = GPT2Tokenizer.from_pretrained(folder)
 
-    def __call__(self, columns: dict[str, list[str | None]], tokens_per_batch: int = 256, **options: Any) -> Any:
+    def __call__(
+        self, columns: dict[str, list[str | None]], tokens_per_batch: int = 256, threads: int = 1, **options: Any
+    ) -> Any:
         task = ScoreTask(ScoreOptions(**options), {name: name for name in columns})
         prepared = task.prepare(pa.table(columns), self.tokenizer, self.model.config)
-        result = task.finish(prepared, task.compute(self.model, prepared, tokens_per_batch))
+        result = task.finish(prepared, task.compute(self.model, prepared, PackRunner(tokens_per_batch, threads)))
         names = [field.name for field in task.fields]
         table = pa.Table.from_arrays(result.columns, schema=pa.schema(task.fields)).to_pylist()
         assert [list(row) for row in table] == [names] * len(table)
@@ -210,6 +213,12 @@ def test_a_rows_answer_does_not_depend_on_the_batch_or_the_order(
         (alone,), _ = scorer({"text": [texts[row]]})
         assert together[place]["num_tokens"] == alone["num_tokens"]
         assert together[place]["loglikelihood"] == pytest.approx(alone["loglikelihood"], rel=1e-5, abs=1e-5)
+
+
+def test_values_do_not_depend_on_the_number_of_threads(scorer: Scorer) -> None:
+    texts = [sentence(seed, seed % 40) for seed in range(60)]
+    one, _ = scorer({"text": texts})
+    assert scorer({"text": texts}, threads=3)[0] == one
 
 
 def test_the_summary_is_weighted_by_token(scorer: Scorer) -> None:
