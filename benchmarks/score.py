@@ -163,7 +163,7 @@ def pipeline_share(
     out = scratch / "out"
     job.write_text(
         f"task: score\nmodel: {{path: {folder}}}\ninput: {{parquet: {scratch}/texts.parquet}}\n"
-        f"output: {{path: {out}, rows_per_part: {max(len(texts) // 4, 1)}}}\n"
+        f"output: {{path: {out}}}\n"
     )
     before = work.tokens / seconds(lambda: engine(work))
     subprocess.run([sys.executable, "-m", "pipeline", "run", str(job)], check=True, capture_output=True)
@@ -203,8 +203,8 @@ def main(rounds: int, threads: int, rows: int, as_json: bool) -> None:
             result[work.name] = compare(work, config, engines, rounds)
         ours = engines.pop("ours")
         engines.clear()  # so that the other engines' weights leave the memory
-        work = wikitext_workload(tokenizer, 2 * rows)
-        result["pipeline"] = pipeline_share(str(folder), wikitext_rows(2 * rows), work, ours, Path(temporary))
+        work = wikitext_workload(tokenizer, 6 * rows)
+        result["pipeline"] = pipeline_share(str(folder), wikitext_rows(6 * rows), work, ours, Path(temporary))
     if as_json:
         print(json.dumps(result, indent=2))
         return

@@ -53,10 +53,10 @@ def documents(split: str, count: int) -> Iterator[Document]:
 
 
 def forks(split: str, count: int) -> Iterator[Fork]:
-    """`count` places in reviews of a split, where the next sentence fits the review or does not."""
+    """`count` places in reviews of a split, where the next sentence fits or does not."""
     for number in range(count):
         rng = random.Random(f"{split} fork {number}")
-        yield (_fork_of_verdict, _fork_of_topic)[number % 2](rng)
+        yield (_fork_of_order, _fork_of_topic)[number % 2](rng)
 
 
 def stray_texts(split: str, count: int) -> Iterator[str]:
@@ -93,19 +93,20 @@ def _review(rng: random.Random, topic: str, rating: int, updates: int) -> Docume
     impression = [reviewer.impression()] if rng.random() < IMPRESSION_SHARE else []
     paragraphs = [[reviewer.opening(), *impression, *reviewer.body(rng.randint(1, 4))]]
     if rng.random() < VERDICT_SHARE:
-        paragraphs[0].append(reviewer.verdict(rating))
+        paragraphs[0].append(reviewer.verdict())
     if rng.random() < EMOJI_SHARE:
         paragraphs[0].append(Passage(rng.choice(EMOJI[sentiment(rating)])))
     paragraphs += [[reviewer.update(), *reviewer.body(rng.randint(3, 6))] for _ in range(updates)]
     return _bind(paragraphs, topic, rating)
 
 
-def _fork_of_verdict(rng: random.Random) -> Fork:
-    """Praise or blame, and a verdict of the same or of the other mind."""
-    rating = rng.choice((1, 5))
-    reviewer = Reviewer(rng, rng.choice(TOPICS), rating)
+def _fork_of_order(rng: random.Random) -> Fork:
+    """A review and one sentence more, or the words of that sentence in another order."""
+    reviewer = Reviewer(rng, rng.choice(TOPICS), rng.randint(1, 5))
     told = join([reviewer.opening(), reviewer.impression(), *reviewer.body(2)], " ").text
-    return Fork("verdict", told, f" {reviewer.verdict(rating).text}", f" {reviewer.verdict(6 - rating).text}")
+    right = reviewer.remark().text
+    words = right.split()
+    return Fork("order", told, f" {right}", f" {' '.join(rng.sample(words, len(words)))}")
 
 
 def _fork_of_topic(rng: random.Random) -> Fork:

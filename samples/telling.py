@@ -62,11 +62,11 @@ class Reviewer:
     def update(self) -> Passage:
         return self._narrator.say("{update}")
 
-    def verdict(self, rating: int) -> Passage:
+    def verdict(self) -> Passage:
         """The closing sentence; topics have their own, and they come twice as often as the common ones."""
-        mood = sentiment(rating)
+        mood = sentiment(self.rating)
         own, common = self._templates["verdicts"][mood], templates("common")["verdicts"][mood]
-        return self._narrator.say_one_of([*own, *own, *common], stars=STARS[rating - 1])
+        return self._narrator.say_one_of([*own, *own, *common], stars=STARS[self.rating - 1])
 
     def body(self, count: int) -> list[Passage]:
         """Sentences on `count` aspects of the subject, with asides between them."""
