@@ -37,7 +37,7 @@ def seconds(call: Callable[[], object]) -> float:
 def matrix_rate() -> float:
     """Floating-point operations a second of a float32 product of two 2048 x 2048 matrices."""
     one, other = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
-    return 2 * SIZE**3 / statistics.median(seconds(lambda: torch.mm(one, other)) for _ in range(5))
+    return 2 * SIZE**3 / statistics.median(seconds(lambda: torch.mm(one, other)) for _ in range(11))
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:

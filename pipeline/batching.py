@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,6 +50,9 @@ class PackRunner:
 
     def __init__(self, tokens_per_batch: int, threads: int = 1) -> None:
         self.tokens_per_batch = tokens_per_batch
+        self.tokens = 0
+        """Tokens computed since the start: what tells slow work from none."""
+        self._counting = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         if threads > 1:
             self._pool = ThreadPoolExecutor(threads, "pack", initializer=torch.set_num_threads, initargs=(1,))
@@ -64,6 +68,8 @@ class PackRunner:
         def attempt(pack: Index) -> None:
             try:
                 call(pack)
+                with self._counting:
+                    self.tokens += int(lengths[pack].sum())
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 if len(pack) == 1:

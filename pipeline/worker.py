@@ -29,7 +29,7 @@ from pipeline.tasks import make_task
 from pipeline.tasks.rows import RowResults, text_bytes
 
 GROUP_ROWS = 4096
-GROUP_PACKS = 64
+GROUP_PACKS = 32
 BYTES_PER_TOKEN = 4
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16_384}
 
@@ -97,7 +97,7 @@ class Worker:
         self.spec = spec
         self.task = make_task(spec.job)
         self._device = threading.Lock()
-        self._counts = Counts()
+        self._rows = self._errors = 0
 
     def start(self) -> str:
         """Load tokenizer and model; returns the device's name. Raises WorkerError where this node can't."""
@@ -128,7 +128,8 @@ class Worker:
 
     def counts(self) -> Counts:
         """What was done since the start; answers while parts are being done."""
-        return self._counts
+        tokens = self.runner.tokens
+        return Counts(self._rows, self._errors, tokens, tokens)
 
     def run(self, part: Part) -> PartReport:
         """Do `part` and commit it."""
@@ -144,7 +145,8 @@ class Worker:
                 tokens += group.tokens
                 for name, value in result.figures.items():
                     figures[name] = figures.get(name, 0.0) + value
-                self._counts += Counts(group.rows.num_rows, len(result.errors), group.tokens, group.tokens)
+                self._rows += group.rows.num_rows
+                self._errors += len(result.errors)
             staged.commit(self._footer(part, staged.rows, errors, figures))
         return PartReport(part, staged.rows, errors, tokens, figures)
 
