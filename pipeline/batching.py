@@ -66,15 +66,13 @@ class PackRunner:
         failed: dict[int, str] = {}
 
         def attempt(pack: Index) -> None:
-            try:
-                call(pack)
+            if _fits(call, pack):
                 with self._counting:
                     self.tokens += int(lengths[pack].sum())
-            except torch.OutOfMemoryError:
+            elif len(pack) == 1:
+                failed[int(pack[0])] = f"out of device memory on a sequence of {lengths[pack[0]]} tokens"
+            else:
                 torch.cuda.empty_cache()
-                if len(pack) == 1:
-                    failed[int(pack[0])] = f"out of device memory on a sequence of {lengths[pack[0]]} tokens"
-                    return
                 for half in np.array_split(pack, 2):
                     attempt(half)
 
@@ -82,3 +80,12 @@ class PackRunner:
         for _ in map(attempt, packs) if self._pool is None else self._pool.map(attempt, list(packs)):
             continue
         return failed
+
+
+def _fits(call: Callable[[Index], None], pack: Index) -> bool:
+    """Run `call`; False where memory ran out. Only after the return is what the failed call held given back."""
+    try:
+        call(pack)
+    except torch.OutOfMemoryError:
+        return False
+    return True

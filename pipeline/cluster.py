@@ -11,6 +11,7 @@ import ray
 
 import gpt2model
 import pipeline
+from pipeline.cores import available_cpus
 from pipeline.errors import JobError
 from pipeline.job import ClusterOptions
 
@@ -40,6 +41,7 @@ def connected(cluster: ClusterOptions, debug: bool = False) -> Iterator[None]:
         else:
             ray.init(
                 "local",
+                num_cpus=available_cpus(),
                 include_dashboard=False,
                 logging_level=level,
                 log_to_driver=debug,

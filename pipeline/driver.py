@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import PipelineError, WorkerError
 from pipeline.job import ClusterOptions
@@ -176,8 +176,9 @@ class Driver:
             seat, asked[answer].asked = asked[answer], None
             try:
                 seat.counts = ray.get(answer)
-            except RayError:
-                continue  # the part's own answer tells of the death
+            except RayError as error:
+                if not seat.parts:  # else the part's own answer tells of the death
+                    self._died(seat, error)
 
     def _last_counts(self) -> None:
         ready = [seat for seat in self._seats if seat.starting is None]
@@ -195,22 +196,23 @@ class Driver:
             result = ray.get(answer)
         except RayTaskError as error:
             self._failed(seat, answer, error)
-        except RayActorError as error:
+        except RayError as error:
             self._died(seat, error)
         else:
             if answer == seat.starting:
                 seat.starting, self.device, self._failed_starts = None, result, 0
                 self.began = self.began or time.monotonic()
             else:
-                self._finished(seat.parts.pop(answer).part, result)
+                self._finished(seat, seat.parts.pop(answer).part, result)
 
-    def _finished(self, part: Part, report: PartReport) -> None:
+    def _finished(self, seat: _Seat, part: Part, report: PartReport) -> None:
         self.tokens += report.tokens
         self.ended = time.monotonic()
         self.done(report)
         following = self.plan.following(part, report.rows)
         if following is not None:
-            self._waiting.appendleft(_Assignment(following))
+            # To the same worker, where the shard stands open at this very row.
+            seat.parts[seat.actor.run.remote(following)] = _Assignment(following)
 
     def _failed(self, seat: _Seat, answer: Any, error: RayTaskError) -> None:
         """The worker lives and says no: of a start that ends the run, of a part it ends the part."""
@@ -220,7 +222,7 @@ class Driver:
             raise WorkerError(f"a worker could not start: {reason}") from error
         self.failures.append(Failure(seat.parts.pop(answer).part, reason))
 
-    def _died(self, seat: _Seat, error: RayActorError) -> None:
+    def _died(self, seat: _Seat, error: RayError) -> None:
         self._seats.remove(seat)
         self._gone += seat.counts
         self._scaled = 0.0

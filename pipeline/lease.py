@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.errors import LeaseHeld, StoreError
+from pipeline.errors import LeaseHeld, PipelineError, StoreError
 from pipeline.store import Store
 
 NAME = "lease.json"
@@ -44,8 +44,8 @@ class Lease:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        if not self._lost:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, PipelineError):
+            if self._holder() == self.owner:
                 self.store.delete_record(NAME)
 
     def check(self) -> None:
@@ -83,14 +83,17 @@ class Lease:
             aside.unlink()
 
     def _create(self) -> None:
-        path = self.store.records.child(NAME).path
+        path = Path(self.store.records.child(NAME).path)
+        draft = path.with_name(f"{NAME}.{self.owner}")
         try:
-            with Path(path).open("x", encoding="utf-8") as file:
-                json.dump(self._content(), file)
+            draft.write_text(json.dumps(self._content()), encoding="utf-8")
+            os.link(draft, path)  # whole, and only where there is none
         except FileExistsError:
             raise LeaseHeld(f"output.path {self.store.folder.uri}: another driver began at the same moment") from None
         except OSError as error:
             raise StoreError(f"{path} can't be written: {error}") from error
+        finally:
+            draft.unlink(missing_ok=True)
 
     def _write(self) -> None:
         self.store.write_record(NAME, self._content())
@@ -98,7 +101,7 @@ class Lease:
     def _content(self) -> dict[str, Any]:
         return {
             "owner": self.owner,
-            "host": socket.gethostname(),
+            "host": _host(),
             "pid": os.getpid(),
             "started": _start_time(os.getpid()),
             "expires": time.time() + self.seconds,
@@ -109,21 +112,35 @@ class Lease:
         return None if held is None else str(held["owner"])
 
     def _renew(self) -> None:
+        expires = time.time() + self.seconds
         while not self._ended.wait(self.seconds / 4):
             # A store that does not answer now may at the next turn; the lease outlives three missed renewals.
-            with contextlib.suppress(OSError, StoreError):
+            with contextlib.suppress(OSError, PipelineError):
                 if self._holder() != self.owner:
                     self._lost = True
                     return
                 self._write()
+                expires = time.time() + self.seconds
+            if time.time() > expires:
+                self._lost = True
+                return
 
 
 def _dead_here(held: dict[str, Any]) -> bool:
     """Whether the holder ran on this host and does not run any more."""
-    if held["host"] != socket.gethostname():
+    if held["host"] != _host():
         return False
     started = _start_time(int(held["pid"]))
     return started is None or started != held["started"]
+
+
+def _host() -> str:
+    """This host, and on Linux this boot and process namespace: process numbers mean the same only within one."""
+    found = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8])
+        found.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(found)
 
 
 def _start_time(pid: int) -> str | None:

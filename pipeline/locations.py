@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import fsspec
@@ -12,7 +13,15 @@ from pyarrow import fs
 
 from pipeline.errors import JobError
 
-SECRETS = ("access_key", "secret_key", "session_token", "token", "password", "sas_token", "account_key")
+SHOWN = (
+    "scheme",
+    "endpoint_override",
+    "region",
+    "allow_bucket_creation",
+    "allow_bucket_deletion",
+    "tls_verify_certificates",
+)
+"""Query options of a URI that may be shown; all others may be secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +42,9 @@ class Location:
     @property
     def uri(self) -> str:
         """The place's name without secrets: an absolute path where it is local."""
-        return self.path if self.local else f"{self.scheme}://{self.path}"
+        if self.local:
+            return self.path
+        return redact(self.path if "://" in self.path else f"{self.scheme}://{self.path}")
 
 
 def absolute(name: str) -> str:
@@ -65,10 +76,19 @@ def _fsspec(uri: str, key: str) -> tuple[fs.FileSystem, str]:
 
 
 def redact(uri: str) -> str:
-    """`uri` without user, password and secret query values, fit for a log."""
+    """`uri` without user, password and query values that may be secrets, fit for a log."""
     if "://" not in uri:
         return uri
     parts = urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]
-    query = urlencode([(name, "***" if name.lower() in SECRETS else value) for name, value in parse_qsl(parts.query)])
+    query = urlencode([(name, value if name in SHOWN else "***") for name, value in parse_qsl(parts.query)], safe="*/:")
     return urlunsplit((parts.scheme, f"***@{host}" if "@" in parts.netloc else host, parts.path, query, ""))
+
+
+def redact_all(content: Any) -> Any:
+    """`content`, of mappings, lists and plain values, with every URI in it redacted."""
+    if isinstance(content, dict):
+        return {name: redact_all(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [redact_all(value) for value in content]
+    return redact(content) if isinstance(content, str) else content

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
@@ -17,29 +17,35 @@ class _End:
         self.error = error
 
 
-def ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
-    """Yield `items`, computed by another thread at most `depth` ahead.
+class Ahead(Generic[Item]):
+    """Iterates over `items`, computed by another thread at most `depth` ahead, from the moment it is made.
 
-    What `items` raises is raised here. Closing this iterator ends the thread at its next item.
+    What `items` raises is raised to the consumer, after the items before it. `close` ends the thread at its next item.
     """
-    ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
-    closed = threading.Event()
 
-    def put(item: Item | _End) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def __init__(self, items: Iterable[Item], depth: int) -> None:
+        self._ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(items,), name="ahead", daemon=True)
+        self._thread.start()
 
-    def work() -> None:
+    def __iter__(self) -> Iterator[Item]:
+        while not isinstance(item := self._ready.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+
+    def close(self) -> None:
+        """End the thread, and close `items` where it is a generator."""
+        self._closed.set()
+        self._thread.join()
+
+    def _work(self, items: Iterable[Item]) -> None:
         error: BaseException | None = None
         iterator = iter(items)
         try:
             for item in iterator:
-                if not put(item):
+                if not self._put(item):
                     return
         except BaseException as raised:  # handed to the consumer, whatever it is
             error = raised
@@ -47,15 +53,13 @@ def ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
             close = getattr(iterator, "close", None)
             if close is not None:
                 close()
-        put(_End(error))
+        self._put(_End(error))
 
-    thread = threading.Thread(target=work, name="ahead", daemon=True)
-    thread.start()
-    try:
-        while not isinstance(item := ready.get(), _End):
-            yield item
-        if item.error is not None:
-            raise item.error
-    finally:
-        closed.set()
-        thread.join()
+    def _put(self, item: Item | _End) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False

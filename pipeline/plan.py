@@ -122,7 +122,8 @@ def make_plan(job: Job, source: Source, task: Task, model: dict[str, Any]) -> Pl
         "input": {
             "columns": dict(zip(task.inputs, needed, strict=True)),
             "limit": job.input.limit,
-            "splits": {split.name: {"rows": split.rows, **split.identity} for split in splits},
+            # A list: the order of the splits decides which rows a part holds.
+            "splits": [{"name": split.name, "rows": split.rows, **split.identity} for split in splits],
         },
         "output": {"columns": kept, "rows_per_part": job.output.rows_per_part, "prefix": job.output.prefix},
     }

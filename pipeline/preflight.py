@@ -18,6 +18,7 @@ import torch
 import gpt2model
 from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
 from gpt2model.errors import GPT2Error
+from pipeline.cores import available_cpus
 from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.locations import Location, locate
@@ -141,7 +142,7 @@ def _dtype(job: Job, device: str) -> str:
 def _threads(job: Job, device: str) -> int:
     if job.cluster.cpus_per_worker is not None:
         return job.cluster.cpus_per_worker
-    return 1 if device == "cuda" else min(CPU_THREADS, os.cpu_count() or 1)
+    return 1 if device == "cuda" else min(CPU_THREADS, available_cpus())
 
 
 def _checkpoint(job: Job, task: Task) -> tuple[CheckpointInfo, gpt2model.GPT2Tokenizer]:

@@ -17,7 +17,7 @@ from pipeline.driver import Driver, Failure
 from pipeline.errors import Interrupted, PipelineError, WorkerError
 from pipeline.job import Job
 from pipeline.lease import Lease
-from pipeline.locations import redact
+from pipeline.locations import redact_all
 from pipeline.plan import Part
 from pipeline.preflight import Prepared, named_cluster, prepare
 from pipeline.progress import Watch
@@ -68,7 +68,7 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker) 
             store.write_record("plan.json", plan.to_json())
         tally, waiting = _resume(prepared)
         stop = _StopRequest()
-        with Watch(plan.rows, tally.rows) as watch, stop.listening():
+        with Watch(plan.rows, tally.rows) as watch:
             watch.log(f"{plan.fingerprint[:10]}: {tally.rows:,} rows done before; output in {store.folder.uri}")
             before = tally.rows
             driver = _drive(prepared, waiting, tally, (watch, lease, stop), debug, worker_class) if waiting else None
@@ -115,7 +115,8 @@ def _drive(
     def done(report: PartReport) -> None:
         tally.add(report.rows, report.errors, report.figures)
 
-    with connected(prepared.job.cluster, debug):
+    # Ray takes SIGTERM for itself when it starts, so listening comes after.
+    with connected(prepared.job.cluster, debug), stop.listening():
         driver = Driver(prepared.spec, waiting, prepared.num_gpus, tick, done, worker_class)
         if not driver.room() and not named_cluster(prepared.job):
             raise WorkerError(
@@ -157,13 +158,7 @@ def _summary(prepared: Prepared, tally: Tally, rows: int, driver: Driver | None)
 
 def resolved_job(job: Job) -> dict[str, Any]:
     """The job with every default, and without secrets."""
-    content = job.model_dump(mode="json")
-    content["output"]["path"] = redact(content["output"]["path"])
-    parquet = content["input"]["parquet"]
-    if parquet is not None:
-        content["input"]["parquet"] = (
-            redact(parquet) if isinstance(parquet, str) else [redact(each) for each in parquet]
-        )
+    content: dict[str, Any] = redact_all(job.model_dump(mode="json"))
     return content
 
 

@@ -123,7 +123,8 @@ class Store:
                 f"{file.uri} is not a whole Parquet file ({error}): move it away to do it again"
             ) from error
         footer = _footer_of(metadata)
-        if footer is None or footer.fingerprint != plan.fingerprint or footer.part != part.name:
+        wanted = (plan.fingerprint, part.name, part.split.name, part.start)
+        if footer is None or (footer.fingerprint, footer.part, footer.source, footer.start) != wanted:
             raise StoreError(f"{file.uri} was not written by this run: move it away to do the part again")
         if metadata.num_rows != footer.rows:
             raise StoreError(
@@ -253,6 +254,9 @@ def _differences(held: Any, wanted: Any, key: str = "") -> Iterator[str]:
     if isinstance(held, dict) and isinstance(wanted, dict):
         for name in dict.fromkeys([*held, *wanted]):
             yield from _differences(held.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))
+    elif isinstance(held, list) and isinstance(wanted, list) and len(held) == len(wanted):
+        for place, (one, other) in enumerate(zip(held, wanted, strict=True)):
+            yield from _differences(one, other, f"{key}[{place}]")
     elif held != wanted:
         yield f"{key} was {held!r} and is {wanted!r}"
 

@@ -21,7 +21,7 @@ from pipeline import __version__
 from pipeline.batching import PackRunner
 from pipeline.errors import WorkerError
 from pipeline.job import Job
-from pipeline.overlap import ahead
+from pipeline.overlap import Ahead
 from pipeline.plan import Part, Plan
 from pipeline.sources import Source
 from pipeline.store import Footer, Store
@@ -136,7 +136,7 @@ class Worker:
         errors, tokens, figures = 0, 0, dict[str, float]()
         with (
             self.spec.store.stage(part, self.spec.plan.schema) as staged,
-            closing(ahead(self._computed(part), depth=2)) as stages,
+            closing(Ahead(self._computed(part), depth=2)) as stages,
         ):
             for group, computed in stages:
                 result = self.task.finish(group.prepared, computed)
@@ -161,7 +161,7 @@ class Worker:
             yield _Group(rows, prepared, self.task.num_tokens(prepared))
 
     def _computed(self, part: Part) -> Iterator[tuple[_Group, Any]]:
-        with closing(ahead(self._prepared(part), depth=2)) as groups, self._device:
+        with closing(Ahead(self._prepared(part), depth=2)) as groups, self._device:
             for group in groups:
                 yield group, self.task.compute(self.model, group.prepared, self.runner)
 

@@ -6,6 +6,9 @@ with a limit it is one split, the shards in order.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,9 +18,12 @@ import pyarrow as pa
 
 from pipeline.errors import JobError, SourceError
 from pipeline.job import DatasetOptions
+from pipeline.locations import redact_all
 from pipeline.sources import Split
 
 BATCH_ROWS = 256
+KEPT_OPEN = 4
+"""Shards that stay open where a part of each was read last, for the parts that follow."""
 
 
 class DatasetSource:
@@ -26,10 +32,10 @@ class DatasetSource:
     def __init__(self, options: DatasetOptions, limit: int | None = None) -> None:
         self.options = options
         self.limit = limit
-        self._open: dict[int, tuple[int, list[pa.RecordBatch], Iterator[pa.Table]]] = {}
+        self._open: OrderedDict[int, tuple[int, list[pa.RecordBatch], Iterator[pa.Table]]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"options": self.options, "limit": self.limit, "_open": {}}
+        return {"options": self.options, "limit": self.limit, "_open": OrderedDict()}
 
     @cached_property
     def _builder(self) -> Any:
@@ -57,6 +63,7 @@ class DatasetSource:
 
     def _refusal(self, error: Exception) -> str:
         given = {key: value for key, value in self.options.model_dump().items() if value not in (None, False)}
+        given = redact_all(given)
         reason = " ".join(str(error).split()) or "no rows in it"
         return f"input.dataset {given}: {reason}; check path, name, split and data_files"
 
@@ -77,11 +84,13 @@ class DatasetSource:
         return [Split(index, f"{name}[shard {index} of {shards}]", None, identity) for index in range(shards)]
 
     def _identity(self) -> dict[str, str | int | None]:
-        builder = self._builder
-        split = self.options.split.partition("[")[0]
-        files = (builder.config.data_files or {}).get(split)
-        origin = repr(files.origin_metadata) if files is not None else None
-        return {"name": builder.config.name, "hash": builder.hash, "files": origin}
+        builder, options = self._builder, self.options
+        files = [
+            (str(split), [str(file) for file in found], [list(map(str, origin)) for origin in found.origin_metadata])
+            for split, found in (builder.config.data_files or {}).items()
+        ]
+        digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        return {"config": builder.config.name, "hash": builder.hash, "split": options.split, "files": digest}
 
     def read(self, split: Split, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         if self._identity() != split.identity:
@@ -111,7 +120,9 @@ class DatasetSource:
                 left.insert(0, batch.slice(keep))
             row += keep
             yield batch.slice(0, keep)
-        self._open = {split.index: (row, left, rest)}
+        self._open[split.index] = (row, left, rest)
+        while len(self._open) > KEPT_OPEN:
+            self._open.popitem(last=False)
 
     def _iterate(self, split: Split, start: int) -> Iterator[pa.Table]:
         dataset = self._dataset.with_format("arrow")

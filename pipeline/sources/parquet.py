@@ -65,7 +65,7 @@ class ParquetSource:
 
     def splits(self) -> list[Split]:
         return [
-            Split(index, each.location.uri, each.metadata.num_rows, _identity(each.info))
+            Split(index, each.location.uri, each.metadata.num_rows, _identity(each.location, each.info))
             for index, each in enumerate(self._files)
         ]
 
@@ -80,14 +80,15 @@ class ParquetSource:
         self._open = {split.index: cursor}
 
     def _location(self, split: Split) -> Location:
-        scheme = split.name.partition("://")[0] if "://" in split.name else "file"
-        base = next(each for each in (locate(name, "input.parquet") for name in self.names) if each.scheme == scheme)
+        bases = [locate(name, "input.parquet") for name in self.names]
+        base = next(each for each in bases if split.name.startswith(each.at(_fixed(each.path)).uri))
         path = split.name if base.local else split.name.partition("://")[2]
         location = base.at(path)
         (info,) = location.filesystem.get_file_info([path])
-        if info.type != fs.FileType.File or _identity(info) != split.identity:
+        found = _identity(location, info) if info.type == fs.FileType.File else None
+        if found != split.identity:
             raise SourceError(
-                f"{split.name} changed since the plan (then {split.identity}, now {_identity(info)}): "
+                f"{split.name} changed since the plan (then {split.identity}, now {found}): "
                 "put the file back, or run into a new output.path"
             )
         return location
@@ -173,6 +174,11 @@ def _list(name: str) -> list[tuple[Location, fs.FileInfo]]:
     return [(base.at(info.path), info) for info in sorted(found, key=lambda info: info.path)]
 
 
+def _fixed(path: str) -> str:
+    """What stands before the first letter with a meaning to globs."""
+    return re.split(r"[*?\[]", path, maxsplit=1)[0]
+
+
 def _is_glob(name: str) -> bool:
     """In a URI a question mark begins the query."""
     path, letters = (name.partition("?")[0], "*[") if "://" in name else (name, "*?[")
@@ -181,7 +187,7 @@ def _is_glob(name: str) -> bool:
 
 def _glob(name: str) -> list[fs.FileInfo]:
     location = locate(name, "input.parquet")
-    fixed = re.split(r"[*?\[]", location.path, maxsplit=1)[0].rpartition("/")[0] or "/"
+    fixed = _fixed(location.path).rpartition("/")[0] or "/"
     pattern = re.compile(glob_translate(location.path))
     found = [info for info in _walk(location.at(fixed)) if pattern.fullmatch(info.path)]
     if not found:
@@ -234,5 +240,8 @@ def _same_schema(first: _File, other: _File) -> None:
     )
 
 
-def _identity(info: fs.FileInfo) -> dict[str, str | int | None]:
-    return {"size": info.size, "modified_ns": info.mtime_ns}
+def _identity(location: Location, info: fs.FileInfo) -> dict[str, str | int | None]:
+    """Size and modification time; fsspec's checksum (of the etag or commit, mostly) where no time is told."""
+    if info.mtime_ns is not None or not isinstance(location.filesystem, fs.PyFileSystem):
+        return {"size": info.size, "modified_ns": info.mtime_ns}
+    return {"size": info.size, "checksum": str(location.filesystem.handler.fs.checksum(location.path))}

@@ -174,11 +174,12 @@ class ScoreTask:
     def finish(self, prepared: ScoreRows, computed: Scores) -> RowResults:
         """Sum tokens to rows: the result columns, the errors and the figures of the group."""
         count = prepared.texts.count
-        errors = {**prepared.texts.errors, **computed.failed}
+        all_rows = np.repeat(prepared.window_rows, np.diff(prepared.offsets))
+        errors = {**prepared.texts.errors, **computed.failed, **_not_finite(all_rows, computed.logprobs)}
         bad = np.zeros(count, np.bool_)
         bad[list(errors)] = True
-        scored = prepared.targets != IGNORED
-        token_rows = np.repeat(prepared.window_rows, np.diff(prepared.offsets))[scored]
+        scored = (prepared.targets != IGNORED) & ~bad[all_rows]
+        token_rows = all_rows[scored]
         tokens = np.bincount(token_rows, minlength=count)
         loglikelihood = np.bincount(token_rows, computed.logprobs[scored].astype(np.float64), minlength=count)
         units = prepared.texts.bytes
@@ -221,6 +222,12 @@ class ScoreTask:
             "perplexity per byte": perplexity("bytes"),
             "rows with a prompt cut at the left": figures.get("truncated", 0),
         }
+
+
+def _not_finite(rows: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float32]) -> dict[int, str]:
+    """Rows whose numbers the dtype could not hold."""
+    wrong = np.unique(rows[~np.isfinite(logprobs)])
+    return {int(row): "the log-likelihood is not finite: the model overflows in this dtype" for row in wrong}
 
 
 def _start_token(tokenizer: GPT2Tokenizer) -> int | None:

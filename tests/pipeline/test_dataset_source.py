@@ -1,6 +1,7 @@
 """Hugging Face datasets as a source: map-style, streamed, and the JSON, CSV and text loaders."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,14 @@ def test_the_identity_changes_with_the_files(shards: str, tmp_path: Path) -> Non
     assert after.splits() != before
     with pytest.raises(SourceError, match="changed since the plan"):
         list(after.read(before[0], 0, 1, ["id"]))
+
+
+def test_other_files_of_the_same_age_are_another_input(shards: str, tmp_path: Path) -> None:
+    files = [tmp_path / "shard0.jsonl", tmp_path / "shard1.jsonl"]
+    for file in files:
+        os.utime(file, ns=(1, 1))
+    first, second = (source(path="json", data_files=str(file)).splits()[0] for file in files)
+    assert first.identity != second.identity
 
 
 @pytest.mark.parametrize(

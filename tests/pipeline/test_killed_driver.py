@@ -105,7 +105,10 @@ def test_a_killed_run_is_finished_by_the_same_command(calm: Calm, tmp_path: Path
     assert not (out / "_pipeline" / "lease.json").exists()
 
 
-def test_ctrl_c_ends_with_a_word_and_leaves_no_process_behind(calm: Calm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_the_run_with_a_word_and_leaves_no_process_behind(
+    calm: Calm, tmp_path: Path, number: signal.Signals
+) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
         command(calm.job, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
@@ -116,10 +119,10 @@ def test_ctrl_c_ends_with_a_word_and_leaves_no_process_behind(calm: Calm, tmp_pa
             break
         except subprocess.TimeoutExpired:
             continue
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, told = process.communicate()
     assert process.returncode == 1
-    assert "stopped by SIGINT; what was committed stays: the same command goes on from there" in told.decode()
+    assert f"stopped by {number.name}; what was committed stays: the same command goes on from there" in told.decode()
     assert "Traceback" not in told.decode()
     assert _processes_of_session(process.pid) == []
     finish(calm.job, out)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import LeaseHeld
+from pipeline.errors import LeaseHeld, OutputRefused
 from pipeline.lease import Lease
 from pipeline.locations import locate
 from pipeline.store import Store
@@ -76,6 +76,24 @@ def test_a_driver_whose_lease_was_taken_over_notices(store: Store) -> None:
         with pytest.raises(LeaseHeld, match="taken over"):
             lease.check()
     assert lease_file(store).exists()
+
+
+def test_the_lease_of_the_driver_that_took_over_is_left_alone(store: Store) -> None:
+    with Lease(store):
+        forged = {**json.loads(lease_file(store).read_text()), "owner": "another"}
+        lease_file(store).write_text(json.dumps(forged))
+    assert json.loads(lease_file(store).read_text())["owner"] == "another"
+
+
+def test_a_store_that_fails_until_the_lease_runs_out_loses_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise OutputRefused("a hiccup")
+
+    with Lease(store, seconds=0.08) as lease:
+        monkeypatch.setattr(store, "read_record", fail)
+        lease._thread.join(timeout=10)
+        with pytest.raises(LeaseHeld, match="taken over"):
+            lease.check()
 
 
 def test_a_lease_is_renewed_while_it_is_held(store: Store) -> None:

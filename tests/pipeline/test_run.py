@@ -183,7 +183,9 @@ def test_input_that_changes_under_the_run_fails_its_split_by_name(write_job: Job
 def test_a_changed_option_is_refused_with_the_difference_unless_it_changes_no_result(write_job: JobWriter) -> None:
     job = write_job()
     run(job)
+    folder = load_job(job).input.parquet
     for override, difference in [
+        (f"input.parquet=[{folder}/b.parquet,{folder}/a.parquet]", r"input\.splits\[0\]\.name was .*a\.parquet"),
         ("score.stride=7", "score.stride was None and is 7"),
         ("output.rows_per_part=50", "output.rows_per_part was 100 and is 50"),
         ("input.limit=5", "input.limit was None and is 5"),
@@ -214,7 +216,7 @@ def test_a_changed_input_is_refused(write_job: JobWriter, tmp_path: Path) -> Non
     job = write_job()
     run(job)
     pq.write_table(pq.read_table(tmp_path / "in" / "b.parquet").slice(1), tmp_path / "in" / "b.parquet")
-    with pytest.raises(OutputRefused, match=r"b\.parquet\.rows was 400 and is 399"):
+    with pytest.raises(OutputRefused, match=r"input\.splits\[1\]\.rows was 400 and is 399"):
         run(job)
 
 

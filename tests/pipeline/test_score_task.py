@@ -189,13 +189,41 @@ def test_rows_that_device_memory_cannot_hold_get_the_error_and_the_others_their_
         return whole(model, packed, targets, **options)
 
     texts = [sentence(seed, words) for seed, words in enumerate([3, 5, 60, 8, 2, 9])]
-    calm, _ = scorer({"text": texts})
+    calm, _ = scorer({"text": texts}, token_logprobs=True)
     monkeypatch.setattr(gpt2model.scoring, "token_logprobs", scarce)
-    table, result = scorer({"text": texts})
+    table, result = scorer({"text": texts}, token_logprobs=True)
     assert list(result.errors) == [2]
     assert "out of device memory" in result.errors[2]
     for row in (0, 1, 3, 4, 5):
         assert table[row]["loglikelihood"] == pytest.approx(calm[row]["loglikelihood"], rel=1e-5)
+        assert table[row]["token_ids"] == calm[row]["token_ids"]
+        assert table[row]["token_logprobs"] == pytest.approx(calm[row]["token_logprobs"], rel=1e-4, abs=1e-5)
+
+
+def test_a_row_that_overflows_gets_the_error_and_stays_out_of_the_figures(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpt2model.scoring
+
+    whole = gpt2model.scoring.token_logprobs
+    texts = [sentence(seed, words) for seed, words in enumerate([3, 30, 8])]
+    longest = len(scorer.tokenizer.encode(texts[1]))
+
+    def overflowing(model: Any, packed: Any, targets: Any, **options: Any) -> Any:
+        logprobs, greedy = whole(model, packed, targets, **options)
+        starts = np.cumsum([0, *packed.lengths])
+        for length, start in zip(packed.lengths, starts, strict=False):
+            if length == longest:
+                logprobs = logprobs.clone()
+                logprobs[start + 2] = float("nan")
+        return logprobs, greedy
+
+    monkeypatch.setattr(gpt2model.scoring, "token_logprobs", overflowing)
+    table, result = scorer({"text": texts})
+    assert list(result.errors) == [1]
+    assert "not finite" in result.errors[1]
+    assert table[1]["loglikelihood"] is None
+    assert math.isfinite(result.figures["loglikelihood"])
 
 
 WILD = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=80), min_size=1, max_size=12)

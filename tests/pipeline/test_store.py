@@ -29,7 +29,9 @@ def store_at(folder: Path) -> Store:
 
 
 def footer(plan: Plan, part: Part, rows: int) -> Footer:
-    return Footer(plan.fingerprint, part.name, "a", part.start, rows, 0, {"tokens": 1.0}, "m", None, "cpu", "f", "0")
+    return Footer(
+        plan.fingerprint, part.name, part.split.name, part.start, rows, 0, {"tokens": 1.0}, "m", None, "cpu", "f", "0"
+    )
 
 
 def table(rows: int) -> pa.Table:
