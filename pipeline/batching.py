@@ -48,13 +48,15 @@ class PackRunner:
     several threads, and a pack's values do not depend on how many threads there are.
     """
 
-    def __init__(self, tokens_per_batch: int, threads: int = 1) -> None:
+    def __init__(self, tokens_per_batch: int, threads: int | None = None) -> None:
+        """`threads` None, for a CUDA device: the caller's thread makes the calls."""
         self.tokens_per_batch = tokens_per_batch
         self.tokens = 0
         """Tokens computed since the start: what tells slow work from none."""
         self._counting = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-        if threads > 1:
+        if threads is not None:
+            # The same threads for the whole run: what their allocator keeps for them does not grow from part to part.
             self._pool = ThreadPoolExecutor(threads, "pack", initializer=torch.set_num_threads, initargs=(1,))
 
     def run(self, lengths: npt.NDArray[np.int64], call: Callable[[Index], None]) -> dict[int, str]:

@@ -118,7 +118,7 @@ class Worker:
         self.model = architecture.from_pretrained(
             folder, revision=revision, dtype=self.spec.dtype, device=self.spec.device
         )
-        threads = self.spec.threads if self.spec.device == "cpu" else 1
+        threads = self.spec.threads if self.spec.device == "cpu" else None
         self.runner = PackRunner(tokens_per_batch(self.spec.job, self.spec.device), threads)
         return str(torch.cuda.get_device_name()) if self.spec.device == "cuda" else f"cpu, {self.spec.threads} threads"
 
