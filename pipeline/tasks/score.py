@@ -220,7 +220,7 @@ class ScoreTask:
             "perplexity per token": perplexity("tokens"),
             "perplexity per word": perplexity("words"),
             "perplexity per byte": perplexity("bytes"),
-            "rows with a prompt cut at the left": figures.get("truncated", 0),
+            **({"rows with a prompt cut at the left": cut} if (cut := figures.get("truncated", 0)) else {}),
         }
 
 
