@@ -97,7 +97,7 @@ def test_a_store_that_fails_until_the_lease_runs_out_loses_it(store: Store, monk
 
 
 def test_a_lease_is_renewed_while_it_is_held(store: Store) -> None:
-    with Lease(store, seconds=0.2) as lease:
+    with Lease(store, seconds=4) as lease:
         first = json.loads(lease_file(store).read_text())["expires"]
         while json.loads(lease_file(store).read_text())["expires"] == first:
             lease.check()
