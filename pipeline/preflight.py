@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 CPU_THREADS = 4
+KNOCK_SECONDS = 5
 PROBE = "import torch; x = torch.ones(64, 64, dtype=torch.{dtype}); torch.mm(x, x).sum().item()"
 
 
@@ -62,6 +64,7 @@ class Prepared:
 
 def prepare(job: Job) -> Prepared:
     """Check the whole job. Raises JobError naming key, value and remedy; writes nothing."""
+    _check_address(job)
     num_gpus, device = _device(job)
     dtype = _dtype(job, device)
     task = make_task(job)
@@ -84,6 +87,21 @@ def prepare(job: Job) -> Prepared:
         threads=_threads(job, device),
     )
     return Prepared(job, spec, task, tokenizer, checkpoint, num_gpus)
+
+
+def _check_address(job: Job) -> None:
+    """Ray tries for minutes to reach an address that nobody answers at, so knock first."""
+    address = job.cluster.address or os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+    except OSError as error:
+        raise JobError(
+            f"cluster.address {address}: nobody answers there ({error}): give the address of a running Ray head, "
+            "or none for a Ray on this machine (unset RAY_ADDRESS as well)"
+        ) from error
 
 
 def _refuse_output_in_input(job: Job, output: Location) -> None:

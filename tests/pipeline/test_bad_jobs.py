@@ -65,6 +65,7 @@ OVERRIDES = [
     ("cluster.workers.min=0", ["cluster.workers.min", "greater than 0"]),
     ("cluster.workers={min: 3, max: 2}", ["workers.max 2 is below workers.min 3"]),
     ("cluster.gpus_per_worker=1.5", ["gpus_per_worker 1.5", "fractions of one GPU"]),
+    ("cluster.address=127.0.0.1:1", ["cluster.address 127.0.0.1:1", "nobody answers", "running Ray head"]),
     ("cluster.tokens_per_batch=lots", ["cluster.tokens_per_batch", "'lots'"]),
     ("stride", ["override 'stride'", "key=value"]),
 ]
