@@ -1,0 +1,64 @@
+"""A run on a Ray cluster that somebody else started: its own code travels, the cluster stays."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.pipeline.conftest import JobWriter
+
+
+def answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a Ray head in processes of its own, which asks for a token."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    address = f"127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        options = ["--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--temp-dir={folder}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while not answers(address):
+            assert process.poll() is None, "the head did not start"
+        yield address
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def test_a_run_on_a_named_cluster_is_whole_and_leaves_the_cluster_running(
+    head: str, write_job: JobWriter, tmp_path: Path
+) -> None:
+    job = write_job(cluster={"address": head, "cpus_per_worker": 1})
+    done = subprocess.run([sys.executable, "-m", "pipeline", "run", str(job)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    files = sorted((tmp_path / "out").glob("part-*.parquet"))
+    assert [value for file in files for value in pq.read_table(file).column("id").to_pylist()] == list(range(900))
+    token = os.environ["RAY_AUTH_TOKEN"].encode()
+    written = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert not [file for file in written if token in file.read_bytes()]
+    assert answers(head)
