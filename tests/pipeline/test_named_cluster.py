@@ -1,5 +1,6 @@
 """A run on a Ray cluster that somebody else started: its own code travels, the cluster stays."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -44,7 +45,8 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             start_new_session=True,
         )
         while not answers(address):
-            assert process.poll() is None, "the head did not start"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                raise AssertionError(f"the head ended with {process.wait(timeout=0.2)}")
         yield address
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
