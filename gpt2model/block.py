@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gpt2model import onednn
 from gpt2model.attention import AttentionImplementation, AttentionMask, GPT2Attention
 from gpt2model.cache import Cache
 from gpt2model.config import GPT2Config
@@ -18,14 +19,14 @@ from gpt2model.packing import PackedAttention
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """Memory that the blocks of one packed pass share, on the CPU; elsewhere the allocator keeps what it had."""
+    """Memory that the blocks of one packed pass share, where torch.mm fills it; elsewhere there is none."""
 
     qkv: Tensor | None
     inner: Tensor | None
 
     @classmethod
     def beside(cls, hidden: Tensor, config: GPT2Config) -> Scratch:
-        if hidden.device.type != "cpu":
+        if hidden.device.type != "cpu" or onednn.takes(hidden):
             return cls(None, None)
         tokens = hidden.shape[0]
         return cls(hidden.new_empty(tokens, 3 * config.n_embd), hidden.new_empty(tokens, inner_width(config)))

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from gpt2model import _hf, hub
+from gpt2model import _hf, hub, onednn
 from gpt2model.config import CONFIG_NAME, GPT2Config
 from gpt2model.config_values import as_dtype
 from gpt2model.errors import CheckpointError, ConfigError, WeightsMismatch
+from gpt2model.layers import Conv1D
 from gpt2model.weights import (
     FORMATS,
     PICKLE,
@@ -309,6 +310,9 @@ def _fill(model: GPT2PreTrainedModel, source: _Source, keys: Mapping[str, str], 
         state.update(dict.fromkeys(names[key], held))
     model.load_state_dict(state, assign=True)
     model.tie_weights()
+    for module in model.modules():
+        if isinstance(module, Conv1D):
+            module.weight.data = onednn.laid_out(module.weight.data)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2model import onednn
 from gpt2model.config import GPT2Config
 from gpt2model.errors import ConfigError
 
@@ -128,6 +129,8 @@ class GPT2MLP(nn.Module):
 
 def project(projection: nn.Module, x: Tensor, out: Tensor | None) -> Tensor:
     """projection(x), [B, in] -> [B, out], written to `out` where there is one."""
+    if isinstance(projection, Conv1D) and onednn.takes(x):
+        return onednn.linear(x, projection.weight.T, projection.bias)
     if out is None or not isinstance(projection, Conv1D):
         projected: Tensor = projection(x)
         return projected
@@ -135,14 +138,18 @@ def project(projection: nn.Module, x: Tensor, out: Tensor | None) -> Tensor:
 
 
 def add_projected(residual: Tensor, projection: nn.Module, x: Tensor) -> Tensor:
-    """residual + projection(x), [B, out], written over the residual."""
+    """residual + projection(x), [B, out]; may be written over the residual."""
     if not isinstance(projection, Conv1D):
         return residual.add_(projection(x))
+    if onednn.takes(x):
+        return onednn.linear_plus(x, projection.weight.T, projection.bias, residual)
     return residual.add_(projection.bias).addmm_(x, projection.weight)
 
 
 def activated_projection(act: Activation, projection: nn.Module, x: Tensor, out: Tensor | None) -> Tensor:
     """act(projection(x)), [B, in] -> [B, out], written to `out` where there is one."""
+    if isinstance(projection, Conv1D) and act is _tanh_gelu and onednn.takes(x):
+        return onednn.linear_tanh_gelu(x, projection.weight.T, projection.bias)
     if out is None or not isinstance(projection, Conv1D) or act is not _tanh_gelu or x.dtype != torch.float32:
         return act(project(projection, x, out))
     return _biased_tanh_gelu_(torch.mm(x, projection.weight, out=out), projection.bias)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gpt2model import onednn
 from gpt2model.errors import InputError
 from gpt2model.heads import IGNORED_LABEL, GPT2LMHeadModel
 from gpt2model.model import check_ids
@@ -61,12 +62,12 @@ def _score(states: Tensor, ids: Tensor, weight: Tensor, *, greedy: bool) -> tupl
     """
     rows, entries, on_cpu = len(states), len(weight), states.device.type == "cpu"
     block = min(entries, max(256, (_CPU_BLOCK if on_cpu else _CUDA_BLOCK) // rows))
-    memory = states.new_empty(rows * block)
+    memory = states.new_empty(0 if onednn.takes(states) else rows * block)
     few = max(1, _CPU_CACHED // block) if on_cpu else rows
     seen = [_Seen(part, greedy=greedy) for part in torch.split(ids, few)]
     for first in range(0, entries, block):
         part = weight[first : first + block]
-        logits = torch.mm(states, part.T, out=memory[: rows * len(part)].view(rows, len(part)))
+        logits = _logits(states, part, memory)
         for each, some in zip(seen, torch.split(logits, few), strict=True):
             each.add(some.float(), first)
     logprobs = torch.cat([each.logprobs() for each in seen])
@@ -75,6 +76,13 @@ def _score(states: Tensor, ids: Tensor, weight: Tensor, *, greedy: bool) -> tupl
         exact = torch.mm(states[places], weight.T).float().log_softmax(dim=1)
         logprobs[places] = exact.gather(1, ids[places][:, None])[:, 0]
     return logprobs, torch.cat([each.leads for each in seen if each.leads is not None]) if greedy else None
+
+
+def _logits(states: Tensor, part: Tensor, memory: Tensor) -> Tensor:
+    """states [M, D] times a part [C, D] of the head: [M, C], in `memory` where torch.mm computes it."""
+    if onednn.takes(states):
+        return onednn.linear(states, part)
+    return torch.mm(states, part.T, out=memory[: len(states) * len(part)].view(len(states), len(part)))
 
 
 class _Seen:
