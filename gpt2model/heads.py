@@ -1,6 +1,6 @@
-"""Models with a head on GPT2Model.
+"""Models that predict the next token: the language-model head, alone and beside a multiple-choice head.
 
-Shapes: B batch (any leading dimensions), L positions, D width, V vocabulary.
+Shapes: B batch (any leading dimensions), L positions, T tokens of a pack, C choices, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from gpt2model.cache import Cache
 from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
 from gpt2model.model import GPT2Model, GPT2PreTrainedModel
-from gpt2model.outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
+from gpt2model.outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    GPT2DoubleHeadsModelOutput,
+)
+from gpt2model.packing import Packed
+from gpt2model.summary import GPT2SequenceSummary
 
 IGNORED_LABEL = -100
 
@@ -42,13 +48,8 @@ class GPT2LMHeadModel(GPT2PreTrainedModel):
     def __init__(self, config: GPT2Config, *, attn_implementation: AttentionImplementation = "sdpa") -> None:
         super().__init__(config)
         self.transformer = GPT2Model(config, attn_implementation=attn_implementation)
-        # On "meta" nothing is allocated or drawn: the weight is the embedding's, or drawn in GPT-2's scheme below.
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
-        if config.tie_word_embeddings:
-            self.tie_weights()
-        else:
-            weight = torch.empty(config.vocab_size, config.n_embd)
-            self.lm_head.weight = nn.Parameter(weight.normal_(std=config.initializer_range))
+        self.lm_head = _language_model_head(config)
+        self.tie_weights()
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
@@ -82,6 +83,80 @@ class GPT2LMHeadModel(GPT2PreTrainedModel):
         )
         as_record = self.config.return_dict if return_dict is None else return_dict
         return output if as_record else output.to_tuple()
+
+
+class GPT2DoubleHeadsModel(GPT2PreTrainedModel):
+    """A language-model head, and a head that scores each of several choices by one vector of its hidden states.
+
+    As in transformers, the model's config says num_labels=1: one score a choice.
+    """
+
+    def __init__(self, config: GPT2Config, *, attn_implementation: AttentionImplementation = "sdpa") -> None:
+        super().__init__(config if config.num_labels == 1 else config.replace(num_labels=1))
+        self.transformer = GPT2Model(self.config, attn_implementation=attn_implementation)
+        self.lm_head = _language_model_head(self.config)
+        self.multiple_choice_head = GPT2SequenceSummary(self.config)
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        mc_token_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        mc_labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **inputs: Unpack[ModelInputs],
+    ) -> GPT2DoubleHeadsModelOutput | tuple[Any, ...]:
+        """Next-token logits [B, C, L, V] and choice logits [B, C] for inputs [B, C, L]; the others are GPT2Model's.
+
+        mc_token_ids [B, C] are the positions that summary_type "cls_index" reads, by default the last. labels
+        [B, C, L] are as in GPT2LMHeadModel, mc_labels [B] the right choices; both losses are means.
+
+        Raises InputError for arguments that contradict each other, the config or past_key_values.
+        """
+        outputs: BaseModelOutputWithPastAndCrossAttentions = self.transformer(input_ids, return_dict=True, **inputs)
+        hidden = outputs.last_hidden_state
+        logits = self.lm_head(hidden)
+        mc_logits = self.multiple_choice_head(hidden, mc_token_ids).squeeze(-1)
+        output = GPT2DoubleHeadsModelOutput(
+            loss=None if labels is None else next_token_loss(logits, labels),
+            mc_loss=None if mc_labels is None else _choice_loss(mc_logits, mc_labels),
+            logits=logits,
+            mc_logits=mc_logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        as_record = self.config.return_dict if return_dict is None else return_dict
+        return output if as_record else output.to_tuple()
+
+    @torch.no_grad()
+    def choice_logits(self, packed: Packed) -> Tensor:
+        """Choice logits of every branch of a pack, or of every sequence where it has none: [branches]."""
+        return self.multiple_choice_head.of_packed(self.transformer.forward_packed(packed), packed).squeeze(-1)
+
+
+def _language_model_head(config: GPT2Config) -> nn.Linear:
+    """The head without its weight where it is the embedding's (`tie_weights` puts it in), else drawn."""
+    # On "meta" nothing is allocated or drawn.
+    head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
+    if not config.tie_word_embeddings:
+        weight = torch.empty(config.vocab_size, config.n_embd)
+        head.weight = nn.Parameter(weight.normal_(std=config.initializer_range))
+    return head
+
+
+def _choice_loss(mc_logits: Tensor, mc_labels: Tensor) -> Tensor:
+    if mc_labels.numel() * mc_logits.shape[-1] != mc_logits.numel():
+        raise InputError(
+            f"mc_labels of shape {tuple(mc_labels.shape)}: choices are scored as {tuple(mc_logits.shape)}, "
+            "so one label for each row of choices is needed"
+        )
+    return F.cross_entropy(mc_logits.flatten(0, -2).float(), mc_labels.flatten().to(mc_logits.device))
 
 
 def kept_positions(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:

@@ -237,23 +237,35 @@ class GPT2Model(GPT2PreTrainedModel):
         return output if _given(return_dict, config.return_dict) else output.to_tuple()
 
     @torch.no_grad()
-    def forward_packed(self, packed: Packed) -> Tensor:
-        """Hidden states [T, D] of a pack, after the last layer norm: each sequence sees itself alone.
+    def forward_packed(self, packed: Packed, *, layer: int = -1) -> Tensor:
+        """Hidden states [T, D] of a pack, by default after the last layer norm: each sequence sees itself alone.
 
-        Equals forward on each sequence, without padding and without masks. For inference: no gradients, no dropout,
-        no cross attention. Raises InputError for a sequence longer than n_positions or an id outside the vocabulary.
+        Equals forward on each sequence, without padding and without masks; on a branch, forward on its trunk and the
+        branch behind it. `layer` counts as in forward's hidden_states: 0 is what enters the first block, -1 or n_layer
+        the last hidden state; blocks beyond it are not computed. For inference: no gradients, no dropout, no cross
+        attention.
+
+        Raises InputError for a sequence longer than n_positions, an id outside the vocabulary, a layer there isn't.
         """
-        if packed.max_seqlen > self.config.n_positions:
+        depth = self._depth(layer)
+        if packed.longest > self.config.n_positions:
             raise InputError(
-                f"sequence {packed.lengths.index(packed.max_seqlen)} of the pack has {packed.max_seqlen} tokens,"
+                f"the longest sequence of the pack has {packed.longest} tokens,"
                 f" n_positions is {self.config.n_positions}: shorten it, or slide a window over it"
             )
         hidden = self._lookup(packed.input_ids, "input_ids").add_(self.wpe(packed.position_ids))
         attend, scratch = PackedAttention(packed), Scratch.beside(hidden, self.config)
-        for block in cast("list[GPT2Block]", self.h):
+        for block in cast("list[GPT2Block]", self.h[:depth]):
             hidden = block.forward_packed(hidden, attend, scratch)
-        last: Tensor = self.ln_f(hidden)
+        last: Tensor = self.ln_f(hidden) if depth == self.config.n_layer else hidden
         return last
+
+    def _depth(self, layer: int) -> int:
+        """How many blocks lie before the hidden states of that number."""
+        layers = self.config.n_layer + 1
+        if not -layers <= layer < layers:
+            raise InputError(f"layer={layer}: the model has hidden states {-layers} to {layers - 1}")
+        return layer % layers
 
     def _token_embeds(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[Tensor, torch.Size]:
         """Embeddings [B, L, D] of the one input that was given, and the leading dimensions that B stands for."""

@@ -23,7 +23,9 @@ def takes(x: Tensor) -> bool:
 
 @cache
 def _is_better() -> bool:
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+    mkldnn_there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    mkl_there = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    if not (mkldnn_there and mkl_there):
         return False
     info = Path("/proc/cpuinfo")
     return hasattr(torch.ops.mkldnn, "_linear_pointwise") and info.is_file() and "AuthenticAMD" in info.read_text()

@@ -1,6 +1,7 @@
 """What forward returns: frozen records with transformers' field names, that also read like tuples.
 
-Shapes: B batch (any leading dimensions), L positions, S positions with the past, H heads, D width, V vocabulary.
+Shapes: B batch (any leading dimensions), L positions, S positions with the past, H heads, D width,
+V vocabulary, C choices, K labels.
 """
 
 from __future__ import annotations
@@ -61,3 +62,51 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GPT2DoubleHeadsModelOutput(ModelOutput):
+    """Result of GPT2DoubleHeadsModel: losses are float32 scalars, logits [B, C, L, V], mc_logits [B, C].
+
+    The rest is GPT2Model's.
+    """
+
+    loss: Tensor | None = None
+    mc_loss: Tensor | None = None
+    logits: Tensor | None = None
+    mc_logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceClassifierOutputWithPast(ModelOutput):
+    """Result of GPT2ForSequenceClassification: loss is a scalar, logits are [B, K]; the rest is GPT2Model's."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenClassifierOutput(ModelOutput):
+    """Result of GPT2ForTokenClassification: loss is a scalar, logits are [B, L, K]; the rest is GPT2Model's."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionAnsweringModelOutput(ModelOutput):
+    """Result of GPT2ForQuestionAnswering: loss is a scalar, the logits are [B, L] each; the rest is GPT2Model's."""
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None

@@ -1,6 +1,6 @@
-"""Many sequences in one row of tokens, without padding.
+"""Many sequences in one row of tokens, without padding; a sequence may end in branches that share its beginning.
 
-Shapes: T tokens of all sequences, N sequences, H heads, K size of one head, D width = H * K.
+Shapes: T tokens of all sequences, N sequences, B branches, H heads, K size of one head, D width = H * K.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Self
 
@@ -42,7 +42,9 @@ TokenIds = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
 class Packed:
     """Sequences one after the other: sequence i has the tokens cu_seqlens[i] to cu_seqlens[i + 1].
 
-    input_ids and position_ids are int64 [T], cu_seqlens is int32 [N + 1]; lengths are on the host.
+    input_ids and position_ids are int64 [T], cu_seqlens is int32 [N + 1]; lengths are on the host. Where sequences
+    branch, branches holds the branches' lengths of each; they lie behind the trunk, one after the other, and each sees
+    the trunk and itself.
     """
 
     input_ids: Tensor
@@ -50,6 +52,7 @@ class Packed:
     cu_seqlens: Tensor
     lengths: tuple[int, ...]
     max_seqlen: int
+    branches: tuple[tuple[int, ...], ...] | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The same sequences on another device."""
@@ -59,7 +62,63 @@ class Packed:
             self.cu_seqlens.to(device, non_blocking=True),
             self.lengths,
             self.max_seqlen,
+            self.branches,
         )
+
+    @property
+    def trunks(self) -> tuple[int, ...]:
+        """Tokens of each sequence before its branches: all of them where it has none."""
+        if self.branches is None:
+            return self.lengths
+        return tuple(length - sum(own) for length, own in zip(self.lengths, self.branches, strict=True))
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest way from a beginning to an end: what n_positions limits."""
+        if self.branches is None:
+            return self.max_seqlen
+        ways = zip(self.trunks, self.branches, strict=True)
+        return max((trunk + max(own, default=0) for trunk, own in ways), default=0)
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The places of the first and the last token of each branch's way, or of each sequence: int64 [B or N] each.
+
+        A way begins with the trunk. Raises InputError for an empty sequence, or an empty branch.
+        """
+        spans = [(trunk.start, (own or trunk).stop - 1) for trunk, own in self._ways()]
+        firsts, lasts = torch.tensor(spans, dtype=torch.int64, device=self.input_ids.device).view(-1, 2).unbind(1)
+        return firsts, lasts
+
+    def means(self, hidden: Tensor) -> Tensor:
+        """Mean of hidden states [T, D] over each branch's way, or over each sequence: [B or N, D].
+
+        Summed in float32. Raises InputError for an empty sequence, or an empty branch.
+        """
+        means = []
+        for trunk, own in self._ways():
+            total = hidden[trunk].float().sum(dim=0)
+            count = trunk.stop - trunk.start
+            if own is not None:
+                total, count = total + hidden[own].float().sum(dim=0), count + own.stop - own.start
+            means.append((total / count).to(hidden.dtype))
+        return torch.stack(means) if means else hidden.new_empty(0, hidden.shape[1])
+
+    def _ways(self) -> Iterator[tuple[slice, slice | None]]:
+        """The trunk's and the branch's tokens, branch by branch; of a sequence without branches its own alone."""
+        start = 0
+        for place, trunk_length in enumerate(self.trunks):
+            trunk = slice(start, start + trunk_length)
+            if trunk_length == 0:
+                raise InputError(f"sequence {place} of the pack is empty: there is no token to read")
+            start = trunk.stop
+            if self.branches is None:
+                yield trunk, None
+                continue
+            for length in self.branches[place]:
+                if length == 0:
+                    raise InputError(f"sequence {place} of the pack has an empty branch: there is no token to read")
+                yield trunk, slice(start, start + length)
+                start += length
 
 
 def pack(sequences: Sequence[TokenIds]) -> Packed:
@@ -82,6 +141,30 @@ def pack(sequences: Sequence[TokenIds]) -> Packed:
     )
 
 
+def pack_branches(trunks: Sequence[TokenIds], branches: Sequence[Sequence[TokenIds]]) -> Packed:
+    """Put sequences one after the other, each a trunk and the branches that go on from it.
+
+    Each branch is computed as if it alone followed its trunk, and the trunk is computed once. Raises InputError for an
+    empty trunk.
+    """
+    sequences: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    positions: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    for place, (trunk, own) in enumerate(zip(trunks, branches, strict=True)):
+        arrays = [_as_array(each, place) for each in (trunk, *own)]
+        start = len(arrays[0])
+        if start == 0:
+            raise InputError(f"trunk {place} is empty: its branches have nothing to follow")
+        sequences.append(np.concatenate(arrays))
+        counted = [np.arange(start), *(np.arange(start, start + len(array)) for array in arrays[1:])]
+        positions.append(np.concatenate(counted))
+    packed = pack(sequences)
+    return replace(
+        packed,
+        position_ids=torch.from_numpy(np.concatenate(positions) if positions else np.empty(0, dtype=np.int64)),
+        branches=tuple(tuple(len(branch) for branch in own) for own in branches),
+    )
+
+
 def _as_array(sequence: TokenIds, place: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     array = sequence.numpy(force=True) if isinstance(sequence, Tensor) else np.asarray(sequence)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -94,13 +177,18 @@ class PackedAttention:
 
     def __init__(self, packed: Packed) -> None:
         self._packed = packed
-        self._runs = _equal_length_runs(packed.lengths)
+        self._branching: tuple[_Branching, ...] = ()
+        if packed.branches is None:
+            self._runs = _equal_length_runs(packed.lengths)
+        else:
+            self._branching = tuple(_branchings(packed.trunks, packed.branches, packed.input_ids.device))
+            self._runs = tuple((each.first, 1, each.trunk) for each in self._branching)
 
     def __call__(self, projected: Tensor, n_head: int, scale: float) -> Tensor:
         """Queries, keys and values side by side, [T, 3 * D], to mixed values [T, D]; scores are kept in float32."""
         tokens, width = projected.shape[0], projected.shape[1] // 3
         heads = projected.view(tokens, 3, n_head, width // n_head)
-        if _varlen_attn is not None and _varlen_takes(heads):
+        if _varlen_attn is not None and not self._branching and _varlen_takes(heads):
             ends, longest = self._packed.cu_seqlens, self._packed.max_seqlen
             mixed = _varlen_attn(*heads.unbind(1), ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
         else:
@@ -123,6 +211,8 @@ class PackedAttention:
                 query, key, value = run_heads.permute(2, 0, 3, 1, 4)
                 out = F.scaled_dot_product_attention(query, key, value, is_causal=length > 1, scale=scale)
                 run_mixed.copy_(out.transpose(1, 2))
+        for each in self._branching:
+            _attend_from_branches(heads, mixed, each, scale)
         return mixed
 
 
@@ -144,6 +234,45 @@ def _attend_in_blocks(heads: Tensor, mixed: Tensor, scale: float, scratch: Tenso
         scores[:, :, start:] += future[:rows, :rows]
         torch.softmax(scores, dim=-1, out=scores)
         mixed[start:end] = torch.bmm(scores, value[:, :end]).transpose(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Branching:
+    """One sequence that branches: its first token, the length of its trunk, what each branch token sees.
+
+    seen is boolean [tokens of the branches, tokens of the sequence].
+    """
+
+    first: int
+    trunk: int
+    seen: Tensor
+
+
+def _branchings(
+    trunks: tuple[int, ...], branches: tuple[tuple[int, ...], ...], device: torch.device
+) -> Iterator[_Branching]:
+    first = 0
+    for trunk, lengths in zip(trunks, branches, strict=True):
+        total = sum(lengths)
+        seen = torch.zeros(total, trunk + total, dtype=torch.bool)
+        seen[:, :trunk] = True
+        start = 0
+        for length in lengths:
+            seen[start : start + length, trunk + start : trunk + start + length] = True
+            start += length
+        yield _Branching(first, trunk, seen.tril_(trunk).to(device))
+        first += trunk + total
+
+
+def _attend_from_branches(heads: Tensor, mixed: Tensor, branching: _Branching, scale: float) -> None:
+    """Attention of the branches' tokens of one sequence, from heads [T, 3, H, K] into mixed [T, H, K]."""
+    own, total = branching.seen.shape
+    if own == 0:
+        return
+    end = branching.first + total
+    query, key, value = heads[branching.first : end].permute(1, 2, 0, 3)
+    out = F.scaled_dot_product_attention(query[None, :, -own:], key[None], value[None], branching.seen, scale=scale)
+    mixed[end - own : end] = out[0].transpose(0, 1)
 
 
 def _equal_length_runs(lengths: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:

@@ -5,14 +5,18 @@ Shapes: T positions of a pack, M positions of one chunk, D width, V vocabulary, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from gpt2model import onednn
 from gpt2model.errors import InputError
-from gpt2model.heads import IGNORED_LABEL, GPT2LMHeadModel
+from gpt2model.heads import IGNORED_LABEL, GPT2DoubleHeadsModel, GPT2LMHeadModel
 from gpt2model.model import check_ids
-from gpt2model.packing import Packed
+from gpt2model.packing import Packed, TokenIds, pack_branches
+
+LanguageModel = GPT2LMHeadModel | GPT2DoubleHeadsModel
 
 # Logits held at once. On a CPU a block stays near the caches; a CUDA device wants few, large kernels.
 _CPU_BLOCK = 2**21
@@ -25,7 +29,7 @@ _EXACT_ROWS = 16
 
 @torch.inference_mode()
 def token_logprobs(
-    model: GPT2LMHeadModel, packed: Packed, targets: Tensor, *, greedy: bool = False, chunk: int = 1024
+    model: LanguageModel, packed: Packed, targets: Tensor, *, greedy: bool = False, chunk: int = 1024
 ) -> tuple[Tensor, Tensor | None]:
     """log p(targets[t] | its sequence up to and with position t), in nats: float32 [T].
 
@@ -38,20 +42,60 @@ def token_logprobs(
     if targets.shape != packed.input_ids.shape:
         raise InputError(f"targets of shape {tuple(targets.shape)}: the pack has {len(packed.input_ids)} positions")
     scored = (targets != IGNORED_LABEL).nonzero()[:, 0]
-    wanted = targets[scored]
-    check_ids(wanted, model.config.vocab_size, "targets", "vocab_size")
     logprobs = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
     is_argmax = torch.zeros_like(targets, dtype=torch.bool) if greedy else None
-    if len(scored) == 0:
-        return logprobs, is_argmax
-    hidden = model.transformer.forward_packed(packed)
-    if len(scored) < len(targets):
-        hidden = hidden[scored]
-    for places, states, ids in zip(*(torch.split(whole, chunk) for whole in (scored, hidden, wanted)), strict=True):
-        logprobs[places], leads = _score(states, ids, model.lm_head.weight, greedy=greedy)
-        if is_argmax is not None and leads is not None:
-            is_argmax[places] = leads
+    logprobs[scored], leads = _logprobs_at(model, packed, scored, targets[scored], greedy=greedy, chunk=chunk)
+    if is_argmax is not None and leads is not None:
+        is_argmax[scored] = leads
     return logprobs, is_argmax
+
+
+@torch.inference_mode()
+def continuation_logprobs(
+    model: LanguageModel,
+    prompts: Sequence[TokenIds],
+    continuations: Sequence[Sequence[TokenIds]],
+    *,
+    chunk: int = 1024,
+) -> list[list[Tensor]]:
+    """log p of each token of each prompt's continuations, in nats: a float32 [its length] each, on the CPU.
+
+    A prompt is computed once for all its continuations. Each continuation gets what token_logprobs gives it behind the
+    prompt alone. Raises InputError for an empty prompt, for what does not fit into n_positions (the last token of a
+    continuation takes no place), and for ids outside the vocabulary.
+    """
+    given = [[torch.as_tensor(each, dtype=torch.int64) for each in own] for own in continuations]
+    packed = pack_branches(prompts, [[each[:-1] for each in own] for own in given])
+    places, wanted, start = [], [torch.empty(0, dtype=torch.int64)], 0
+    for trunk, own in zip(packed.trunks, given, strict=True):
+        last, start = start + trunk - 1, start + trunk
+        for each in own:
+            follows = max(len(each) - 1, 0)
+            places += [last] * (len(each) > 0) + list(range(start, start + follows))
+            wanted.append(each)
+            start += follows
+    where = torch.tensor(places, dtype=torch.int64, device=model.device)
+    found, _ = _logprobs_at(
+        model, packed.to(model.device), where, torch.cat(wanted).to(model.device), greedy=False, chunk=chunk
+    )
+    each_one = iter(torch.split(found.cpu(), [len(each) for own in given for each in own]))
+    return [[next(each_one) for _ in own] for own in given]
+
+
+def _logprobs_at(
+    model: LanguageModel, packed: Packed, places: Tensor, ids: Tensor, *, greedy: bool, chunk: int
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities [M] of ids [M] after the places [M] of a pack, and whether each leads."""
+    check_ids(ids, model.config.vocab_size, "targets", "vocab_size")
+    if len(places) == 0:
+        return ids.new_empty(0, dtype=torch.float32), ids.new_empty(0, dtype=torch.bool) if greedy else None
+    hidden = model.transformer.forward_packed(packed)[places]
+    scores = [
+        _score(states, some, model.lm_head.weight, greedy=greedy)
+        for states, some in zip(torch.split(hidden, chunk), torch.split(ids, chunk), strict=True)
+    ]
+    leads = [lead for _, lead in scores if lead is not None]
+    return torch.cat([logprobs for logprobs, _ in scores]), torch.cat(leads) if greedy else None
 
 
 def _score(states: Tensor, ids: Tensor, weight: Tensor, *, greedy: bool) -> tuple[Tensor, Tensor | None]:
