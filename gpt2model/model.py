@@ -248,9 +248,10 @@ class GPT2Model(GPT2PreTrainedModel):
         Raises InputError for a sequence longer than n_positions, an id outside the vocabulary, a layer there isn't.
         """
         depth = self._depth(layer)
-        if packed.longest > self.config.n_positions:
+        longest = max(packed.depths, default=0)
+        if longest > self.config.n_positions:
             raise InputError(
-                f"the longest sequence of the pack has {packed.longest} tokens,"
+                f"sequence {packed.depths.index(longest)} of the pack has {longest} tokens,"
                 f" n_positions is {self.config.n_positions}: shorten it, or slide a window over it"
             )
         hidden = self._lookup(packed.input_ids, "input_ids").add_(self.wpe(packed.position_ids))

@@ -73,12 +73,11 @@ class Packed:
         return tuple(length - sum(own) for length, own in zip(self.lengths, self.branches, strict=True))
 
     @property
-    def longest(self) -> int:
-        """Positions of the longest way from a beginning to an end: what n_positions limits."""
+    def depths(self) -> tuple[int, ...]:
+        """Positions on the longest way from each sequence's beginning to an end: what n_positions limits."""
         if self.branches is None:
-            return self.max_seqlen
-        ways = zip(self.trunks, self.branches, strict=True)
-        return max((trunk + max(own, default=0) for trunk, own in ways), default=0)
+            return self.lengths
+        return tuple(trunk + max(own, default=0) for trunk, own in zip(self.trunks, self.branches, strict=True))
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The places of the first and the last token of each branch's way, or of each sequence: int64 [B or N] each.
