@@ -11,7 +11,7 @@ Canonical names are those of transformers' models with a head: ``transformer.h.0
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from gpt2model.errors import CheckpointError, WeightsMismatch
 
@@ -27,6 +27,8 @@ _WRAPPER = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _MASK_BUFFER = re.compile(r"^transformer\.h\.\d+\.(?:attn|crossattention)\.(?:bias|masked_bias)$")
 _OLD_NORM = re.compile(r"(\.ln_\w+)\.(gamma|beta)$")
 _MODERN_NORM = {"gamma": "weight", "beta": "bias"}
+# What bitsandbytes keeps beside a quantized weight.
+_QUANTIZED = (".absmax", ".quant_map", ".SCB", ".weight_format")
 _SHOWN = 5
 
 
@@ -40,12 +42,20 @@ def canonical_name(key: str) -> str | None:
     return _OLD_NORM.sub(lambda found: f"{found[1]}.{_MODERN_NORM[found[2]]}", name)
 
 
-def match(found: Mapping[str, Shape], expected: Mapping[str, Shape], *, tied: bool, place: str) -> dict[str, str]:
+def match(
+    found: Mapping[str, Shape],
+    expected: Mapping[str, Shape | None],
+    *,
+    tied: bool,
+    place: str,
+    allow_new_head: bool = False,
+) -> dict[str, str]:
     """Which key of the files each of the model's weights is: {name in the model's state_dict: key in the files}.
 
-    ``found`` are the files' keys and shapes, ``expected`` the model's; a model without any name below
-    ``transformer.`` is a base model, which leaves the weights of heads aside. ``tied`` says that head and token
-    embedding are one weight: either may then be missing. ``place`` names the files in messages.
+    ``found`` are the files' keys and shapes, ``expected`` the model's, None for any shape; a model without any name
+    below ``transformer.`` is a base model, which leaves the weights of heads aside. ``tied`` says that head and token
+    embedding are one weight: either may then be missing. ``place`` names the files in messages. ``allow_new_head``
+    lets a head be missing as a whole, and then leaves the weights of other heads aside.
 
     Raises WeightsMismatch unless every weight is there once, in its shape, and no other is; CheckpointError where two
     keys mean the same weight.
@@ -58,15 +68,22 @@ def match(found: Mapping[str, Shape], expected: Mapping[str, Shape], *, tied: bo
     missing = wanted.keys() - keys.keys()
     if tied and TIED_EMBEDDING in missing:
         missing -= {TIED_HEAD}
+    headless = _new_heads(missing, keys)
+    new = headless if allow_new_head else set()
+    missing -= new
     unexpected = [
-        key for name, key in keys.items() if name not in wanted and not (is_base and name.startswith(HEAD_PREFIXES))
+        key
+        for name, key in keys.items()
+        if name not in wanted and not ((is_base or new) and name.startswith(HEAD_PREFIXES))
     ]
     shared = wanted.keys() & keys.keys()
     shapes = {keys[name]: (found[keys[name]], expected[wanted[name]]) for name in shared}
-    misshapen = [f"{key} is {_shape(had)}, not {_shape(due)}" for key, (had, due) in shapes.items() if had != due]
+    misshapen = [
+        f"{key} is {_shape(had)}, not {_shape(due)}" for key, (had, due) in shapes.items() if due not in (None, had)
+    ]
     if missing or unexpected or misshapen:
         lists = ([wanted[name] for name in missing], unexpected, misshapen)
-        raise WeightsMismatch(_complaint(place, *map(sorted, lists)))
+        raise WeightsMismatch(_complaint(place, *map(sorted, lists), headless=missing == headless))
     return {wanted[name]: keys[name] for name in shared}
 
 
@@ -82,20 +99,26 @@ def _by_canonical_name(found: Mapping[str, Shape], place: str) -> dict[str, str]
     return keys
 
 
+def _new_heads(missing: Iterable[str], keys: Iterable[str]) -> set[str]:
+    """Those of the missing weights that belong to heads of which the files have nothing."""
+    prefixes = tuple(prefix for prefix in HEAD_PREFIXES if not any(name.startswith(prefix) for name in keys))
+    return {name for name in missing if name.startswith(prefixes)}
+
+
 def _fill_in_tied(keys: dict[str, str]) -> None:
     for name, other in ((TIED_HEAD, TIED_EMBEDDING), (TIED_EMBEDDING, TIED_HEAD)):
         if name not in keys and other in keys:
             keys[name] = keys[other]
 
 
-def _shape(shape: Shape) -> str:
-    return f"[{', '.join(map(str, shape))}]"
+def _shape(shape: Shape | None) -> str:
+    return f"[{', '.join(map(str, shape or ()))}]"
 
 
-def _complaint(place: str, missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+def _complaint(place: str, missing: list[str], unexpected: list[str], misshapen: list[str], *, headless: bool) -> str:
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     lists = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
-    return f"{place}: the weights are not this model's: {'; '.join(lists)}. {_remedy(missing, unexpected)}"
+    return f"{place}: the weights are not this model's: {'; '.join(lists)}. {_remedy(missing, unexpected, headless)}"
 
 
 def _few(names: list[str]) -> str:
@@ -103,11 +126,16 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _remedy(missing: list[str], unexpected: list[str]) -> str:
+def _remedy(missing: list[str], unexpected: list[str], headless: bool) -> str:
     if missing == [TIED_HEAD] and not unexpected:
         return "Set tie_word_embeddings to true in config.json, or load the class that the checkpoint was saved from"
-    if missing and all(name.startswith(HEAD_PREFIXES) for name in missing):
-        return "Load the class that the checkpoint was saved from: its files have no such head"
-    if any(name.endswith((".absmax", ".quant_state", ".SCB", ".quant_map")) for name in unexpected):
-        return "The checkpoint is quantized: load the original, which can be quantized while loading"
+    if missing and headless:
+        return (
+            "Load the class that the checkpoint was saved from: its files have no such head; or draw a new, untrained "
+            "one by allow_new_head=True"
+        )
+    if any(name.endswith(_QUANTIZED) for name in unexpected):
+        return "The files are quantized: put quantization_config back into config.json, or load the original"
+    if any(name.endswith(_QUANTIZED) for name in missing):
+        return "The files are not quantized as quantization_config in config.json says: correct it or remove it"
     return "Load the class that the checkpoint was saved from, and its own config.json"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from gpt2model.attention import AttentionImplementation
 from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
-from gpt2model.heads import IGNORED_LABEL, ModelInputs
-from gpt2model.model import GPT2Model, GPT2PreTrainedModel, check_ids
+from gpt2model.heads import IGNORED_LABEL, ModelInputs, class_loss
+from gpt2model.model import GPT2Model, GPT2PreTrainedModel
 from gpt2model.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     QuestionAnsweringModelOutput,
@@ -97,7 +97,7 @@ class GPT2ForTokenClassification(GPT2PreTrainedModel):
         outputs: BaseModelOutputWithPastAndCrossAttentions = self.transformer(input_ids, return_dict=True, **inputs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         output = TokenClassifierOutput(
-            loss=None if labels is None else _class_loss(logits, labels.to(logits.device)),
+            loss=None if labels is None else class_loss(logits, labels, "labels", "num_labels"),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -140,7 +140,8 @@ class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = (_position_loss(start_logits, start_positions) + _position_loss(end_logits, end_positions)) / 2
+            start_loss = _position_loss(start_logits, start_positions, "start_positions")
+            loss = (start_loss + _position_loss(end_logits, end_positions, "end_positions")) / 2
         output = QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits.contiguous(),
@@ -172,17 +173,19 @@ def _last_positions(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
 
     With past_key_values the mask is longer than the input, and its end is the input's.
     """
+    if hidden.ndim != 3:
+        raise InputError(f"an input of shape {tuple(hidden.shape[:-1])}: rows of positions, [B, L], are classified")
     batch, length, _ = hidden.shape
-    if attention_mask is None or attention_mask.ndim != 2:
+    if attention_mask is None or attention_mask.ndim == 4:
         return torch.full((batch,), length - 1, device=hidden.device)
-    kept = attention_mask[:, -length:].bool().to(hidden.device)
+    kept = attention_mask.reshape(batch, -1)[:, -length:].bool().to(hidden.device)
     return torch.where(kept, torch.arange(length, device=hidden.device), 0).amax(dim=-1)
 
 
 def _sequence_loss(logits: Tensor, labels: Tensor, config: GPT2Config) -> Tensor:
     problem = config.problem_type or _problem_type(labels, config.num_labels)
     if problem == "single_label_classification":
-        return _class_loss(logits, labels)
+        return class_loss(logits, labels, "labels", "num_labels")
     if problem == "regression" and logits.shape[-1] == 1:
         labels = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
     if labels.shape != logits.shape:
@@ -200,19 +203,8 @@ def _problem_type(labels: Tensor, num_labels: int) -> str:
     return "single_label_classification" if labels.dtype in (torch.int64, torch.int32) else "multi_label_classification"
 
 
-def _class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits [..., K] against labels [...] (or of as many entries in another shape)."""
-    if labels.numel() * logits.shape[-1] != logits.numel():
-        raise InputError(
-            f"labels of shape {tuple(labels.shape)}: one is needed for each of {tuple(logits.shape[:-1])} logits"
-        )
-    wanted = labels.flatten().long()
-    check_ids(wanted[wanted != IGNORED_LABEL], logits.shape[-1], "labels", "num_labels")
-    return F.cross_entropy(logits.flatten(0, -2), wanted, ignore_index=IGNORED_LABEL)
-
-
-def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
+def _position_loss(logits: Tensor, positions: Tensor, name: str) -> Tensor:
     """Mean cross entropy of logits [B, L] against positions [B] or [B, 1]."""
     length = logits.shape[-1]
     wanted = positions.to(logits.device).flatten().clamp(0, length)
-    return F.cross_entropy(logits, wanted, ignore_index=length)
+    return class_loss(logits, wanted.where(wanted < length, IGNORED_LABEL), name, "length")

@@ -40,10 +40,13 @@ class Ragged:
     """Token ids of many texts, end to end.
 
     ids: [tokens] int64. offsets: [texts + 1] int64; text i has `ids[offsets[i]:offsets[i + 1]]`, which is `self[i]`.
+    chars: [tokens, 2] int64, where asked for: the characters of its text that each token covers, (0, 0) for an added
+    one.
     """
 
     ids: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
+    chars: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -15,7 +15,7 @@ from gpt2model.attention import AttentionImplementation
 from gpt2model.cache import Cache
 from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
-from gpt2model.model import GPT2Model, GPT2PreTrainedModel
+from gpt2model.model import GPT2Model, GPT2PreTrainedModel, check_ids
 from gpt2model.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -124,7 +124,7 @@ class GPT2DoubleHeadsModel(GPT2PreTrainedModel):
         mc_logits = self.multiple_choice_head(hidden, mc_token_ids).squeeze(-1)
         output = GPT2DoubleHeadsModelOutput(
             loss=None if labels is None else next_token_loss(logits, labels),
-            mc_loss=None if mc_labels is None else _choice_loss(mc_logits, mc_labels),
+            mc_loss=None if mc_labels is None else class_loss(mc_logits.float(), mc_labels, "mc_labels", "choices"),
             logits=logits,
             mc_logits=mc_logits,
             past_key_values=outputs.past_key_values,
@@ -150,13 +150,21 @@ def _language_model_head(config: GPT2Config) -> nn.Linear:
     return head
 
 
-def _choice_loss(mc_logits: Tensor, mc_labels: Tensor) -> Tensor:
-    if mc_labels.numel() * mc_logits.shape[-1] != mc_logits.numel():
+def class_loss(logits: Tensor, labels: Tensor, name: str, classes: str) -> Tensor:
+    """Mean cross entropy, in the logits' dtype, of logits [..., K] against as many labels as they have rows.
+
+    -100 is left out. Raises InputError, which calls the labels and their number by these names, for labels that do not
+    fit.
+    """
+    number = logits.shape[-1]
+    if labels.numel() * number != logits.numel():
         raise InputError(
-            f"mc_labels of shape {tuple(mc_labels.shape)}: choices are scored as {tuple(mc_logits.shape)}, "
-            "so one label for each row of choices is needed"
+            f"{name} of shape {tuple(labels.shape)}: logits of shape {tuple(logits.shape)} need one for each row of "
+            f"{number}"
         )
-    return F.cross_entropy(mc_logits.flatten(0, -2).float(), mc_labels.flatten().to(mc_logits.device))
+    wanted = labels.to(logits.device).flatten()
+    check_ids(wanted.where(wanted != IGNORED_LABEL, 0), number, name, classes)
+    return F.cross_entropy(logits.reshape(-1, number), wanted.long(), ignore_index=IGNORED_LABEL)
 
 
 def kept_positions(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
@@ -179,6 +187,4 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
             f"labels of shape {tuple(labels.shape)}: logits are kept for {tuple(logits.shape[:-1])}; they must agree"
         )
     following = F.pad(labels[..., 1:], (0, 1), value=IGNORED_LABEL)
-    return F.cross_entropy(
-        logits.flatten(0, -2).float(), following.flatten().to(logits.device), ignore_index=IGNORED_LABEL
-    )
+    return class_loss(logits.float(), following, "labels", "vocab_size")

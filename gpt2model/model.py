@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from gpt2model.errors import InputError
 from gpt2model.layers import Conv1D
 from gpt2model.outputs import BaseModelOutputWithPastAndCrossAttentions
 from gpt2model.packing import Packed, PackedAttention
+
+if TYPE_CHECKING:
+    from gpt2model.checkpoint import LoadOptions
 
 
 class GPT2PreTrainedModel(nn.Module):
@@ -65,30 +68,14 @@ class GPT2PreTrainedModel(nn.Module):
         cls,
         path_or_id: str | os.PathLike[str],
         *,
-        revision: str | None = None,
-        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
-        config: GPT2Config | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
         attn_implementation: AttentionImplementation = "sdpa",
+        **options: Unpack[LoadOptions],
     ) -> Self:
-        """Load a checkpoint from a folder or the Hub; see gpt2model.checkpoint.load_checkpoint."""
+        """Load a checkpoint from a folder or the Hub; see gpt2model.checkpoint.load_checkpoint and LoadOptions."""
         from gpt2model.checkpoint import load_checkpoint  # checkpoint.py imports the models
 
-        return load_checkpoint(
-            cls,
-            path_or_id,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            config=config,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-            attn_implementation=attn_implementation,
-        )
+        return load_checkpoint(cls, path_or_id, device=device, attn_implementation=attn_implementation, **options)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: str | int = "50GB") -> None:
         """Write config.json and the weights as safetensors; see gpt2model.checkpoint.save_checkpoint."""

@@ -126,7 +126,7 @@ def pack(sequences: Sequence[TokenIds]) -> Packed:
     Short sequences of equal length beside each other are computed as one batch where no variable-length kernel applies:
     sort by length.
     """
-    arrays = [_as_array(sequence, place) for place, sequence in enumerate(sequences)]
+    arrays = [as_ids(sequence, place) for place, sequence in enumerate(sequences)]
     lengths = np.array([len(array) for array in arrays], dtype=np.int64)
     ends = lengths.cumsum()
     total = int(ends[-1]) if arrays else 0
@@ -149,7 +149,7 @@ def pack_branches(trunks: Sequence[TokenIds], branches: Sequence[Sequence[TokenI
     sequences: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     positions: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     for place, (trunk, own) in enumerate(zip(trunks, branches, strict=True)):
-        arrays = [_as_array(each, place) for each in (trunk, *own)]
+        arrays = [as_ids(each, place) for each in (trunk, *own)]
         start = len(arrays[0])
         if start == 0:
             raise InputError(f"trunk {place} is empty: its branches have nothing to follow")
@@ -164,7 +164,8 @@ def pack_branches(trunks: Sequence[TokenIds], branches: Sequence[Sequence[TokenI
     )
 
 
-def _as_array(sequence: TokenIds, place: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def as_ids(sequence: TokenIds, place: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The ids of one sequence as an array; raises InputError, which names its place, for what is none."""
     array = sequence.numpy(force=True) if isinstance(sequence, Tensor) else np.asarray(sequence)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError(f"sequence {place} is {array.dtype} of shape {array.shape}: token ids are one row of integers")

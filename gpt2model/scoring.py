@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from gpt2model import onednn
 from gpt2model.errors import InputError
 from gpt2model.heads import IGNORED_LABEL, GPT2DoubleHeadsModel, GPT2LMHeadModel
 from gpt2model.model import check_ids
-from gpt2model.packing import Packed, TokenIds, pack_branches
+from gpt2model.packing import Packed, TokenIds, as_ids, pack_branches
 
 LanguageModel = GPT2LMHeadModel | GPT2DoubleHeadsModel
 
@@ -64,9 +65,9 @@ def continuation_logprobs(
     prompt alone. Raises InputError for an empty prompt, for what does not fit into n_positions (the last token of a
     continuation takes no place), and for ids outside the vocabulary.
     """
-    given = [[torch.as_tensor(each, dtype=torch.int64) for each in own] for own in continuations]
+    given = [[as_ids(each, place) for each in own] for place, own in enumerate(continuations)]
     packed = pack_branches(prompts, [[each[:-1] for each in own] for own in given])
-    places, wanted, start = [], [torch.empty(0, dtype=torch.int64)], 0
+    places, wanted, start = [], [np.empty(0, dtype=np.int64)], 0
     for trunk, own in zip(packed.trunks, given, strict=True):
         last, start = start + trunk - 1, start + trunk
         for each in own:
@@ -75,9 +76,8 @@ def continuation_logprobs(
             wanted.append(each)
             start += follows
     where = torch.tensor(places, dtype=torch.int64, device=model.device)
-    found, _ = _logprobs_at(
-        model, packed.to(model.device), where, torch.cat(wanted).to(model.device), greedy=False, chunk=chunk
-    )
+    ids = torch.from_numpy(np.concatenate(wanted)).to(model.device)
+    found, _ = _logprobs_at(model, packed.to(model.device), where, ids, greedy=False, chunk=chunk)
     each_one = iter(torch.split(found.cpu(), [len(each) for own in given for each in own]))
     return [[next(each_one) for _ in own] for own in given]
 

@@ -5,11 +5,13 @@ Shapes: B any leading dimensions, L positions, T tokens of a pack, N sequences o
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from gpt2model.config import GPT2Config
 from gpt2model.errors import ConfigError, InputError
 from gpt2model.layers import activation
+from gpt2model.model import check_ids
 from gpt2model.packing import Packed
 
 
@@ -59,12 +61,9 @@ class GPT2SequenceSummary(nn.Module):
             raise InputError(
                 f"mc_token_ids of shape {tuple(cls_index.shape)}: one position for each of {tuple(hidden.shape[:-2])}"
             )
-        if cls_index.numel() and not 0 <= int(cls_index.min()) <= int(cls_index.max()) < hidden.shape[-2]:
-            raise InputError(
-                f"mc_token_ids from {int(cls_index.min())} to {int(cls_index.max())}: the input has "
-                f"{hidden.shape[-2]} positions, counted from 0"
-            )
-        return hidden.take_along_dim(cls_index.to(hidden.device)[..., None, None], dim=-2).squeeze(-2)
+        check_ids(cls_index, hidden.shape[-2], "mc_token_ids", "the input's length")
+        places = cls_index.to(hidden.device, torch.int64)[..., None, None]
+        return hidden.take_along_dim(places, dim=-2).squeeze(-2)
 
     def _projected(self, taken: Tensor) -> Tensor:
         summed: Tensor = self.last_dropout(self.activation(self.summary(self.first_dropout(taken))))

@@ -10,6 +10,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.options import Options
+from pipeline.tasks.choose import ChooseOptions
+from pipeline.tasks.classify import ClassifyOptions
+from pipeline.tasks.embed import EmbedOptions
+from pipeline.tasks.ner import NerOptions
+from pipeline.tasks.qa import QaOptions
 from pipeline.tasks.score import ScoreOptions
 
 Positive = Annotated[int, Field(gt=0)]
@@ -121,7 +126,7 @@ class ClusterOptions(Options):
 class Job(Options):
     """A whole job: the one description of a run."""
 
-    task: Literal["score"]
+    task: Literal["score", "classify", "ner", "qa", "choose", "embed"]
     """What is done with every row; its options are in the section of the same name."""
     model: ModelOptions
     """Which GPT-2, and how it is held."""
@@ -133,3 +138,13 @@ class Job(Options):
     """Where the workers run."""
     score: ScoreOptions = ScoreOptions()
     """Options of the score task."""
+    classify: ClassifyOptions = ClassifyOptions()
+    """Options of the classify task."""
+    ner: NerOptions = NerOptions()
+    """Options of the ner task."""
+    qa: QaOptions = QaOptions()
+    """Options of the qa task."""
+    choose: ChooseOptions = ChooseOptions()
+    """Options of the choose task."""
+    embed: EmbedOptions = EmbedOptions()
+    """Options of the embed task."""

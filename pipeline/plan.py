@@ -153,17 +153,18 @@ def _needed_columns(job: Job, schema: pa.Schema, task: Task) -> list[str]:
                 f"input.columns names {name!r}, which {job.task} does not read; it reads {', '.join(task.inputs)}"
             )
     needed = []
-    for name in task.inputs:
+    for name, holds in task.inputs.items():
         column = job.input.columns.get(name, name)
         if column not in schema.names:
             raise JobError(
                 f"input.columns: {job.task} reads {name} from column {column!r}, which the input lacks; "
                 f"it has {', '.join(schema.names)}: say input.columns.{name}=…"
             )
-        if not task.accepts(schema.field(column).type):
+        if not holds.accepts(schema.field(column).type):
             raise JobError(
                 f"input.columns: {job.task} reads {name} from column {column!r}, which holds "
-                f"{schema.field(column).type} and not text: name a text column by input.columns.{name}=…"
+                f"{schema.field(column).type} and not {holds.value}: name a column that holds {holds.value} by "
+                f"input.columns.{name}=…"
             )
         needed.append(column)
     return needed

@@ -18,7 +18,7 @@ import torch
 
 import gpt2model
 from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
-from gpt2model.errors import GPT2Error
+from gpt2model.errors import GPT2Error, WeightsMismatch
 from pipeline.cores import available_cpus
 from pipeline.errors import JobError
 from pipeline.job import Job
@@ -26,7 +26,7 @@ from pipeline.locations import Location, locate
 from pipeline.plan import Plan, make_plan
 from pipeline.sources import open_source
 from pipeline.store import Store
-from pipeline.tasks import Task, make_task
+from pipeline.tasks import Task, architecture_of, make_task
 from pipeline.worker import WorkerSpec
 
 TOKENIZER_FILES = (
@@ -67,10 +67,10 @@ def prepare(job: Job) -> Prepared:
     _check_address(job)
     num_gpus, device = _device(job)
     dtype = _dtype(job, device)
-    task = make_task(job)
-    checkpoint, tokenizer = _checkpoint(job, task)
+    architecture, checkpoint, tokenizer = _checkpoint(job)
+    task = make_task(job, tokenizer, checkpoint.config)
     source = open_source(job.input)
-    plan = make_plan(job, source, task, _model_identity(task, checkpoint, dtype))
+    plan = make_plan(job, source, task, _model_identity(architecture, checkpoint, dtype))
     store = Store(locate(job.output.path, "output.path"))
     _refuse_output_in_input(job, store.folder)
     store.check_writable()
@@ -82,6 +82,7 @@ def prepare(job: Job) -> Prepared:
         store=store,
         model=str(checkpoint.folder.absolute()) if local else job.model.path,
         revision=checkpoint.revision,
+        architecture=architecture,
         device=device,
         dtype=dtype,
         threads=_threads(job, device),
@@ -163,13 +164,21 @@ def _threads(job: Job, device: str) -> int:
     return 1 if device == "cuda" else min(CPU_THREADS, available_cpus())
 
 
-def _checkpoint(job: Job, task: Task) -> tuple[CheckpointInfo, gpt2model.GPT2Tokenizer]:
+def _checkpoint(job: Job) -> tuple[str, CheckpointInfo, gpt2model.GPT2Tokenizer]:
+    """The class to load the checkpoint as, what it is, and its tokenizer."""
     path, revision = job.model.path, job.model.revision
     try:
-        checkpoint = inspect_checkpoint(path, model_class=getattr(gpt2model, task.architecture), revision=revision)
+        config = gpt2model.GPT2Config.from_pretrained(path, revision=revision)
+        architecture = architecture_of(job, config)
+        checkpoint = inspect_checkpoint(path, model_class=getattr(gpt2model, architecture), revision=revision)
         tokenizer = gpt2model.GPT2Tokenizer.from_pretrained(
             path if checkpoint.revision else checkpoint.folder, revision=checkpoint.revision
         )
+    except WeightsMismatch as error:
+        saved = f" (config.json says {', '.join(config.architectures)})" if config.architectures else ""
+        raise JobError(
+            f"model.path {path}: task {job.task} needs a checkpoint of {architecture}{saved}: {error}"
+        ) from error
     except GPT2Error as error:
         raise JobError(f"model.path {path}{f' at {revision}' if revision else ''}: {error}") from error
     if len(tokenizer) > checkpoint.config.vocab_size:
@@ -177,18 +186,17 @@ def _checkpoint(job: Job, task: Task) -> tuple[CheckpointInfo, gpt2model.GPT2Tok
             f"model.path {path}: its tokenizer has {len(tokenizer)} tokens and the model knows "
             f"{checkpoint.config.vocab_size}: the two are not of one checkpoint"
         )
-    task.check(tokenizer, checkpoint.config)
-    return checkpoint, tokenizer
+    return architecture, checkpoint, tokenizer
 
 
-def _model_identity(task: Task, checkpoint: CheckpointInfo, dtype: str) -> dict[str, Any]:
+def _model_identity(architecture: str, checkpoint: CheckpointInfo, dtype: str) -> dict[str, Any]:
     files = {file.name: file.sha256 for file in checkpoint.files}
     for name in ("config.json", *TOKENIZER_FILES):
         file = Path(checkpoint.folder) / name
         if file.is_file():
             files[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     return {
-        "architecture": task.architecture,
+        "architecture": architecture,
         "revision": checkpoint.revision,
         "files": files,
         "dtype": dtype,

@@ -28,7 +28,7 @@ def describe(prepared: Prepared) -> str:
         f"parts             {f'{parts:,}' if not streamed else f'at least {parts:,}'}, "
         f"up to {plan.rows_per_part:,} rows each; {committed:,} committed",
         f"tokens            {_tokens(prepared)}",
-        f"model             {prepared.task.architecture}, {parameters} parameters, {spec.dtype} on {spec.device}",
+        f"model             {spec.architecture}, {parameters} parameters, {spec.dtype} on {spec.device}",
         f"output            {spec.store.folder.uri}",
         "",
         "output columns:",
@@ -55,7 +55,7 @@ def _tokens(prepared: Prepared) -> str:
     if table is None or table.num_rows == 0:
         return "0"
     inputs = pa.table([table.column(column) for column in names.values()], names=list(names))
-    task_rows = prepared.task.prepare(inputs, prepared.tokenizer, prepared.checkpoint.config)
+    task_rows = prepared.task.prepare(inputs)
     mean = prepared.task.num_tokens(task_rows) / table.num_rows
     if plan.rows is None:
         return f"about {mean:,.0f} a row"

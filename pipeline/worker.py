@@ -46,6 +46,8 @@ class WorkerSpec:
     """Absolute folder, or Hub id."""
     revision: str | None
     """The resolved commit, so that every worker holds the same weights."""
+    architecture: str
+    """Name of the gpt2model class."""
     device: str
     dtype: str
     threads: int
@@ -95,7 +97,6 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
-        self.task = make_task(spec.job)
         self._device = threading.Lock()
         self._rows = self._errors = 0
 
@@ -113,11 +114,11 @@ class Worker:
                 "give model.device=cpu, or cluster.gpus_per_worker for nodes that have one"
             )
         folder, revision = self.spec.model, self.spec.revision
-        self.tokenizer = gpt2model.GPT2Tokenizer.from_pretrained(folder, revision=revision)
-        architecture = getattr(gpt2model, self.task.architecture)
-        self.model = architecture.from_pretrained(
+        tokenizer = gpt2model.GPT2Tokenizer.from_pretrained(folder, revision=revision)
+        self.model = getattr(gpt2model, self.spec.architecture).from_pretrained(
             folder, revision=revision, dtype=self.spec.dtype, device=self.spec.device
         )
+        self.task = make_task(self.spec.job, tokenizer, self.model.config)
         threads = self.spec.threads if self.spec.device == "cpu" else None
         self.runner = PackRunner(tokens_per_batch(self.spec.job, self.spec.device), threads)
         return str(torch.cuda.get_device_name()) if self.spec.device == "cuda" else f"cpu, {self.spec.threads} threads"
@@ -157,7 +158,7 @@ class Worker:
         group_bytes = self.runner.tokens_per_batch * GROUP_PACKS * BYTES_PER_TOKEN
         for rows in cut_groups(batches, list(names.values()), group_bytes):
             inputs = pa.table([rows.column(column) for column in names.values()], names=list(names))
-            prepared = self.task.prepare(inputs, self.tokenizer, self.model.config)
+            prepared = self.task.prepare(inputs)
             yield _Group(rows, prepared, self.task.num_tokens(prepared))
 
     def _computed(self, part: Part) -> Iterator[tuple[_Group, Any]]:

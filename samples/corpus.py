@@ -6,7 +6,7 @@ split's name and the document's number: any document can be made again without t
 
 import random
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from narrator import Entity, Passage, join
@@ -19,6 +19,7 @@ LONG_SHARE = 0.015
 IMPRESSION_SHARE = 0.5
 VERDICT_SHARE = 0.9
 EMOJI_SHARE = 0.04
+WRONG_TURNS = 3
 STRAY_CHARACTERS = string.printable + "àâäçéèêëíïñóôöøœßúüŷþ…–—‘’“”«»€£§°½×" + "🙂👍🎉😍🤔🤷😐👎😞😡❤️🫖🚲📷🏨🎬📚"
 EMOJI = {"good": "🙂👍🎉😍", "mixed": "🤔🤷😐", "bad": "👎😞😡"}
 
@@ -39,12 +40,12 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A review up to a point, how it went on, and how it could not have."""
+    """A review up to a point, how it went on, and three ways in which it could not have."""
 
     kind: str
     prompt: str
     right: str
-    wrong: str
+    wrong: tuple[str, ...]
 
 
 def documents(split: str, count: int) -> Iterator[Document]:
@@ -101,21 +102,29 @@ def _review(rng: random.Random, topic: str, rating: int, updates: int) -> Docume
 
 
 def _fork_of_order(rng: random.Random) -> Fork:
-    """A review and one sentence more, or the words of that sentence in another order."""
+    """A review and one sentence more, or the words of that sentence in other orders."""
     reviewer = Reviewer(rng, rng.choice(TOPICS), rng.randint(1, 5))
     told = join([reviewer.opening(), reviewer.impression(), *reviewer.body(2)], " ").text
     right = reviewer.remark().text
     words = right.split()
-    return Fork("order", told, f" {right}", f" {' '.join(rng.sample(words, len(words)))}")
+    return _fork("order", told, right, lambda: " ".join(rng.sample(words, len(words))))
 
 
 def _fork_of_topic(rng: random.Random) -> Fork:
-    """The beginning of a review, and a sentence about its subject or about a subject of another topic."""
+    """The beginning of a review, and a sentence about its subject or about subjects of another topic."""
     topic, other_topic = rng.sample(TOPICS, 2)
     rating = rng.choice((1, 5))
     reviewer, stranger = Reviewer(rng, topic, rating), Reviewer(rng, other_topic, rating)
     told = reviewer.opening().text
-    return Fork("topic", told, f" {reviewer.remark().text}", f" {stranger.remark().text}")
+    return _fork("topic", told, reviewer.remark().text, lambda: stranger.remark().text)
+
+
+def _fork(kind: str, prompt: str, right: str, tell_wrong: Callable[[], str]) -> Fork:
+    """A fork whose ways are all different."""
+    ways = {right: None}
+    while len(ways) <= WRONG_TURNS:
+        ways[tell_wrong()] = None
+    return Fork(kind, prompt, f" {right}", tuple(f" {way}" for way in list(ways)[1:]))
 
 
 def _bind(paragraphs: Sequence[Sequence[Passage]], topic: str, rating: int | None) -> Document:

@@ -1,21 +1,27 @@
-"""The sample tables: `reviews.parquet` and `questions.jsonl`."""
+"""The sample tables: `reviews.parquet`, `questions.jsonl`, `quiz.parquet` and `choices.parquet`."""
 
 import json
 import random
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from corpus import documents, forks, long_review
+from corpus import Fork, documents, forks, long_review
+from quiz import ask
 
 HELD_OUT = "held-out"
 NUM_REVIEWS = 400
 NUM_FORKS = 30
+NUM_QUIZ = 100
+NUM_CHOICES = 60
 ROWS_PER_GROUP = 150
 LONG_UPDATES = 16
 FIRST_ID = 1000
+FIRST_QUIZ_ID = 2000
+FIRST_CHOICES_ID = 3000
 
 REVIEWS_SCHEMA = pa.schema(
     [
@@ -25,6 +31,24 @@ REVIEWS_SCHEMA = pa.schema(
         pa.field("rating", pa.int8()),
         pa.field("lang", pa.string()),
         pa.field("published", pa.timestamp("ms", tz="UTC")),
+    ]
+)
+
+QUIZ_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("question", pa.string()),
+        pa.field("context", pa.string()),
+        pa.field("answer", pa.string()),
+        pa.field("start", pa.int32()),
+    ]
+)
+CHOICES_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("prompt", pa.string()),
+        pa.field("choices", pa.list_(pa.string())),
+        pa.field("answer", pa.int32()),
     ]
 )
 
@@ -69,15 +93,56 @@ def question_rows() -> list[dict[str, Any]]:
     return [
         {"pair": pair, "kind": fork.kind, "prompt": fork.prompt, "completion": completion, "is_true": is_true}
         for pair, fork in enumerate(forks(HELD_OUT, NUM_FORKS))
-        for completion, is_true in ((fork.right, True), (fork.wrong, False))
+        for completion, is_true in ((fork.right, True), (fork.wrong[0], False))
     ]
 
 
+def quiz_rows() -> list[dict[str, Any]]:
+    """The rows of `quiz.parquet`: one question about each of some held-out documents; null where it has no answer."""
+    rng = random.Random("quiz")
+    rows = list[dict[str, Any]]()
+    for number, document in enumerate(documents(HELD_OUT, NUM_QUIZ)):
+        question = ask(document, rng)
+        name = question.answer
+        row = {"id": FIRST_QUIZ_ID + number, "question": question.text, "context": document.text}
+        answer = None if name is None else document.text[name.start : name.end]
+        rows.append({**row, "answer": answer, "start": None if name is None else name.start})
+    return rows
+
+
+def choice_rows() -> list[dict[str, Any]]:
+    """The rows of `choices.parquet`: forks that are not in `questions.jsonl`, with two, three and four ways in turn."""
+    rng = random.Random("choices")
+    told = list(forks(HELD_OUT, NUM_FORKS + NUM_CHOICES))[NUM_FORKS:]
+    return [
+        {"id": FIRST_CHOICES_ID + number, "prompt": fork.prompt, **_choices(fork, 2 + number // 2 % 3, rng)}
+        for number, fork in enumerate(told)
+    ]
+
+
+def _choices(fork: Fork, count: int, rng: random.Random) -> dict[str, Any]:
+    choices = rng.sample([fork.right, *fork.wrong[: count - 1]], count)
+    return {"choices": choices, "answer": choices.index(fork.right)}
+
+
 def write_reviews(path: Path) -> None:
-    table = pa.Table.from_pylist(review_rows(), schema=REVIEWS_SCHEMA)
-    pq.write_table(table, path, row_group_size=ROWS_PER_GROUP, compression="zstd")
+    _write_table(path, review_rows(), REVIEWS_SCHEMA)
 
 
 def write_questions(path: Path) -> None:
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in question_rows()]
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def write_quiz(path: Path) -> None:
+    _write_table(path, quiz_rows(), QUIZ_SCHEMA)
+
+
+def write_choices(path: Path) -> None:
+    _write_table(path, choice_rows(), CHOICES_SCHEMA)
+
+
+def _write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    pq.write_table(
+        pa.Table.from_pylist(list(rows), schema=schema), path, row_group_size=ROWS_PER_GROUP, compression="zstd"
+    )

@@ -1,16 +1,17 @@
-"""Training of the sample model: a small GPT-2 on the packed corpus."""
+"""Training of the sample model, a small GPT-2 on the packed corpus, and the optimizer's steps that its heads share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gpt2model import GPT2Config, GPT2LMHeadModel
+from gpt2model.model import GPT2PreTrainedModel
 
 SEED = 20
-LEARNING_RATE = 2.5e-3
+PEAK_LEARNING_RATE = 2.5e-3
 WARMUP_STEPS = 100
 FINAL_SHARE = 0.02
 REPORT_EVERY = 100
@@ -34,13 +35,14 @@ def train(config: GPT2Config, texts: Sequence[Sequence[int]], phases: Sequence[P
     assert config.bos_token_id is not None
     torch.manual_seed(SEED)
     model = GPT2LMHeadModel(config)
-    optimizer = _optimizer(model)
+    optimizer = adamw(model)
     corpus = Stream(texts, config.bos_token_id)
     total = sum(phase.steps for phase in phases)
     batches = (corpus.batch(phase.rows, phase.length) for phase in phases for _ in range(phase.steps))
     losses = list[float]()
     for step, input_ids in enumerate(batches):
-        losses.append(_step(model, optimizer, input_ids, _learning_rate(step, total)))
+        inputs = {"input_ids": input_ids, "labels": input_ids}
+        losses.append(descend(model, optimizer, inputs, learning_rate(step, total, PEAK_LEARNING_RATE)))
         if (step + 1) % REPORT_EVERY == 0:
             print(f"step {step + 1} of {total}: loss {sum(losses[-REPORT_EVERY:]) / REPORT_EVERY:.3f}", flush=True)
     return model.eval()
@@ -61,10 +63,13 @@ class Stream:
         return self._ids[offsets[:, None] + torch.arange(length)]
 
 
-def _step(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, input_ids: Tensor, learning_rate: float) -> float:
+def descend(
+    model: GPT2PreTrainedModel, optimizer: torch.optim.Optimizer, inputs: Mapping[str, Tensor], rate: float
+) -> float:
+    """One step down the loss of these inputs, which is returned."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    loss: Tensor = model(input_ids, labels=input_ids, use_cache=False).loss
+        group["lr"] = rate
+    loss: Tensor = model(**inputs, use_cache=False).loss
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -72,7 +77,7 @@ def _step(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, input_ids: T
     return float(loss.detach())
 
 
-def _optimizer(model: GPT2LMHeadModel) -> torch.optim.Optimizer:
+def adamw(model: GPT2PreTrainedModel) -> torch.optim.Optimizer:
     """AdamW that leaves biases and layer norms without weight decay."""
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
     vectors = [weight for weight in model.parameters() if weight.dim() == 1]
@@ -80,7 +85,7 @@ def _optimizer(model: GPT2LMHeadModel) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def _learning_rate(step: int, total: int) -> float:
-    """Linear warm-up, then a cosine down to FINAL_SHARE."""
+def learning_rate(step: int, total: int, peak: float) -> float:
+    """Linear warm-up, then a cosine from the peak down to FINAL_SHARE of it."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / total))
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+    return peak * min(1.0, (step + 1) / WARMUP_STEPS) * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)

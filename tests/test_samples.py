@@ -1,9 +1,10 @@
-"""The committed samples are what samples/build.py makes, and the sample model has learnt its small world."""
+"""The committed samples are what samples/build.py makes; the sample model and its heads know their small world."""
 
 import importlib
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,9 +16,17 @@ import torch
 from tokenizers import Tokenizer
 
 from gpt2model import GPT2Config, GPT2LMHeadModel
+from gpt2model.classifiers import GPT2ForQuestionAnswering, GPT2ForSequenceClassification, GPT2ForTokenClassification
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 MODEL = SAMPLES / "gpt2-tiny"
+HEADS = {
+    "gpt2-tiny-topic": GPT2ForSequenceClassification,
+    "gpt2-tiny-ner": GPT2ForTokenClassification,
+    "gpt2-tiny-qa": GPT2ForQuestionAnswering,
+}
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+Span = tuple[int, int, str]
 CACHES = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 
 
@@ -178,6 +187,178 @@ def test_no_template_mark_is_left_in_a_text() -> None:
     assert not [one.text for one in source("corpus").documents("train", 2000) if set(one.text) & set("{}[]|")]
 
 
+def test_the_quiz_is_what_the_corpus_makes() -> None:
+    tables, quiz = source("tables"), pq.read_table(SAMPLES / "quiz.parquet")
+    assert quiz.schema.equals(tables.QUIZ_SCHEMA)
+    assert quiz.to_pylist() == tables.quiz_rows()
+
+
+def test_answers_stand_in_the_context_where_the_quiz_says() -> None:
+    rows = pq.read_table(SAMPLES / "quiz.parquet").to_pylist()
+    answered = [row for row in rows if row["answer"] is not None]
+    assert 50 < len(answered) < len(rows) == 100
+    assert all(row["context"][row["start"] :].startswith(row["answer"]) for row in answered)
+    assert all(row["start"] is None for row in rows if row["answer"] is None)
+
+
+def test_the_choices_are_what_the_corpus_makes() -> None:
+    tables, choices = source("tables"), pq.read_table(SAMPLES / "choices.parquet")
+    assert choices.schema.equals(tables.CHOICES_SCHEMA)
+    assert choices.to_pylist() == tables.choice_rows()
+
+
+def test_choices_are_two_to_four_and_all_different(questions: list[dict[str, Any]]) -> None:
+    rows = pq.read_table(SAMPLES / "choices.parquet").to_pylist()
+    assert len(rows) == 60
+    assert {len(row["choices"]) for row in rows} == {2, 3, 4}
+    assert all(len(set(row["choices"])) == len(row["choices"]) > row["answer"] for row in rows)
+    assert {row["answer"] for row in rows} == {0, 1, 2, 3}
+    assert not {row["prompt"] for row in rows} & {question["prompt"] for question in questions}
+
+
+def test_the_choice_that_fits_is_the_likeliest(model: GPT2LMHeadModel, tokenizer: Tokenizer) -> None:
+    def logprob(prompt: list[int], choice: str) -> float:
+        return token_logprobs(model, prompt + tokenizer.encode(choice).ids)[len(prompt) :].sum().item()
+
+    def chosen(row: dict[str, Any]) -> int:
+        prompt = tokenizer.encode(row["prompt"]).ids
+        logprobs = [logprob(prompt, choice) for choice in row["choices"]]
+        return logprobs.index(max(logprobs))
+
+    rows = pq.read_table(SAMPLES / "choices.parquet").to_pylist()
+    assert sum(chosen(row) == row["answer"] for row in rows) >= 0.9 * len(rows)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_half_precision_beside_the_same_tokenizer(name: str) -> None:
+    assert all((SAMPLES / name / file).read_bytes() == (MODEL / file).read_bytes() for file in TOKENIZER_FILES)
+    head = HEADS[name].from_pretrained(SAMPLES / name)
+    assert head.dtype == torch.float16
+    assert head.config.architectures == (HEADS[name].__name__,)
+
+
+def test_the_labels_are_those_of_the_lessons() -> None:
+    lessons = source("lessons").LESSONS
+    topic, ner = (
+        HEADS[name].from_pretrained(SAMPLES / name).config.id2label for name in ("gpt2-tiny-topic", "gpt2-tiny-ner")
+    )
+    assert tuple(topic.values()) == lessons["gpt2-tiny-topic"].labels
+    assert tuple(ner.values()) == ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG")
+
+
+@torch.inference_mode()
+def test_the_topic_head_knows_the_topics(reviews: pa.Table, tokenizer: Tokenizer) -> None:
+    head = GPT2ForSequenceClassification.from_pretrained(SAMPLES / "gpt2-tiny-topic", dtype=torch.float32)
+    rows = [row for row in reviews.to_pylist() if row["text"]]
+    ids = [tokenizer.encode(row["text"]).ids[:512] for row in rows]
+    told = [head.config.id2label[int(head(torch.tensor([each])).logits.argmax())] for each in ids]
+    assert sum(label == row["topic"] for label, row in zip(told, rows, strict=True)) >= 0.97 * len(rows)
+
+
+@torch.inference_mode()
+def test_the_ner_head_finds_the_names(tokenizer: Tokenizer) -> None:
+    head = GPT2ForTokenClassification.from_pretrained(SAMPLES / "gpt2-tiny-ner", dtype=torch.float32)
+    kinds = source("lessons").KIND_TAGS
+    right = wrong = 0
+    for document in told_reviews():
+        encoding = tokenizer.encode(document.text)
+        logits = head(torch.tensor([encoding.ids[:512]])).logits[0]
+        found = names(document.text, encoding.offsets, [head.config.id2label[int(tag)] for tag in logits.argmax(-1)])
+        known = {(name.start, name.end, kinds[name.kind]) for name in document.entities}
+        right += len(found & known)
+        wrong += len(found ^ known)
+    assert 2 * right / (2 * right + wrong) >= 0.95
+
+
+def told_reviews() -> list[Any]:
+    """The documents that stand in reviews.parquet as they were told, so that their names are known."""
+    told, rows = source("corpus").documents("held-out", 400), source("tables").review_rows()
+    return [document for document, row in zip(told, rows, strict=True) if document.text == row["text"]]
+
+
+def names(text: str, offsets: list[tuple[int, int]], tags: list[str]) -> set[Span]:
+    """Tokens into names, as the strategy "simple" has it: a B begins one, and so does a change of kind."""
+    spans, last = list[Span](), "O"
+    for (start, end), tag in zip(offsets, tags, strict=False):
+        if tag != "O" and (tag[0] == "B" or tag[2:] != last[2:]):
+            spans.append((start + text[start:end].startswith(" "), end, tag[2:]))
+        elif tag != "O":
+            spans[-1] = (spans[-1][0], end, tag[2:])
+        last = tag
+    return set(spans)
+
+
+@torch.inference_mode()
+def test_the_qa_head_answers_the_quiz(tokenizer: Tokenizer) -> None:
+    head = GPT2ForQuestionAnswering.from_pretrained(SAMPLES / "gpt2-tiny-qa", dtype=torch.float32)
+    rows = pq.read_table(SAMPLES / "quiz.parquet").to_pylist()
+    assert sum(answer(head, tokenizer, row) == row["answer"] for row in rows) >= 0.95 * len(rows)
+
+
+def answer(head: GPT2ForQuestionAnswering, tokenizer: Tokenizer, row: dict[str, Any]) -> str | None:
+    """The likeliest span of the context, or None where the first token, that of no answer, is likelier."""
+    encoding = tokenizer.encode(row["question"], row["context"])
+    output = head(torch.tensor([encoding.ids[:512]]))
+    scores = (output.start_logits[0, :, None] + output.end_logits[0, None, :]).triu()
+    context = torch.tensor(encoding.sequence_ids[:512]) == 1
+    spans = scores.masked_fill(~(torch.ones_like(scores).triu().bool() & context[:, None]), -torch.inf)
+    first, last = divmod(int(spans.argmax()), len(context))
+    start, end = encoding.offsets[first][0], encoding.offsets[last][1]
+    return row["context"][start:end].strip() if spans.max() > scores[0, 0] else None
+
+
+def test_each_token_of_a_name_is_tagged_and_no_other(tokenizer: Tokenizer) -> None:
+    lessons, told = source("lessons"), list(source("corpus").documents("train", 50))
+    kinds = lessons.KIND_TAGS
+    for document, example in zip(told, lessons.tag_examples(tokenizer, told, 512), strict=True):
+        tags = [lessons.TAG_LABELS[tag] for tag in example.labels["labels"]]
+        known = {(name.start, name.end, kinds[name.kind]) for name in document.entities}
+        assert names(document.text, tokenizer.encode(document.text).offsets, tags) == known
+
+
+def test_answers_are_taught_as_the_tokens_that_spell_them(tokenizer: Tokenizer) -> None:
+    told = list(source("corpus").documents("train", 60))
+    examples = list(source("lessons").answer_examples(tokenizer, told, 512))
+    answers = {(each.labels["start_positions"], each.labels["end_positions"], each.input_ids) for each in examples}
+    spelt = {tokenizer.decode(ids[first : last + 1]).strip() for first, last, ids in answers if last}
+    known = {one.text[name.start : name.end] for one in told for name in one.entities}
+    assert 30 < len(spelt & known) == len(spelt)
+    assert (0, 0) in {(first, last) for first, last, _ in answers}
+
+
+def test_an_answer_beyond_the_models_context_is_taught_as_none(tokenizer: Tokenizer) -> None:
+    told = list(source("corpus").documents("train", 20))
+    for example in source("lessons").answer_examples(tokenizer, told, 12):
+        assert len(example.input_ids) <= 12
+        assert example.labels["end_positions"] < 12
+
+
+def test_examples_of_a_batch_are_padded_on_the_right() -> None:
+    training = source("head_training")
+    examples = [training.Example((5, 6, 7), {"labels": (1, 2, 3)}), training.Example((8,), {"labels": (4,)})]
+    batch = training.collate(examples)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[1, 2, 3], [4, -100, -100]]
+
+
+def test_the_heads_are_built_from_a_model_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = source("build")
+    monkeypatch.setattr(build, "NUM_TRAIN", 20)
+    shutil.copytree(MODEL, tmp_path / MODEL.name)
+    build.build(tmp_path, ["heads"])
+    for name, head_class in HEADS.items():
+        assert head_class.from_pretrained(tmp_path / name).dtype == torch.float16
+        assert all((tmp_path / name / file).read_bytes() == (MODEL / file).read_bytes() for file in TOKENIZER_FILES)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_taught_again_has_the_same_weights(name: str, model: GPT2LMHeadModel, tokenizer: Tokenizer) -> None:
+    lessons, told = source("lessons"), list(source("corpus").documents("train", 20))
+    once, again = (lessons.teach(model, tokenizer, lessons.LESSONS[name], told).state_dict() for _ in range(2))
+    assert all(torch.equal(once[key], again[key]) for key in once)
+    assert not torch.equal(once["transformer.wte.weight"], model.state_dict()["transformer.wte.weight"])
+
+
 def test_training_again_gives_the_same_weights() -> None:
     training = source("training")
     config = GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=31, eos_token_id=31)
@@ -189,4 +370,4 @@ def test_training_again_gives_the_same_weights() -> None:
 
 def test_the_samples_are_small() -> None:
     kept = [path for path in SAMPLES.rglob("*") if path.is_file() and not set(path.parts) & CACHES]
-    assert sum(path.stat().st_size for path in kept) < 5_000_000
+    assert sum(path.stat().st_size for path in kept) < 13_000_000

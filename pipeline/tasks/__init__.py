@@ -1,17 +1,19 @@
 """The tasks: one file each, from the columns a task reads to the columns it writes. Nothing here knows of Ray.
 
 A task is three steps over a group of rows, so that a worker can overlap them: `prepare` on the CPU (tokens, windows),
-`compute` on the device, `finish` on the CPU (columns). What passes between them is the task's own affair.
+`compute` on the device, `finish` on the CPU (columns). What passes between them is the task's own affair. A task is
+made for one tokenizer and one model's config; the model itself it meets in `compute` alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from pipeline.tasks.rows import RowResults
+from pipeline.tasks.rows import Holds, RowResults
 
 if TYPE_CHECKING:
     from gpt2model import GPT2Config, GPT2Tokenizer
@@ -22,22 +24,15 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """What a worker and a plan need of a task."""
 
-    architecture: str
-    """Name of the gpt2model class that computes it."""
-    inputs: tuple[str, ...]
-    """Input names, each held by a column."""
+    @property
+    def inputs(self) -> Mapping[str, Holds]:
+        """Input names, each held by a column, and what such a column holds."""
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
         """The result columns, without `error`."""
 
-    def accepts(self, kind: pa.DataType) -> bool:
-        """Whether an input column may be of this type."""
-
-    def check(self, tokenizer: GPT2Tokenizer, config: GPT2Config) -> None:
-        """Raise JobError for options that this checkpoint can't honour."""
-
-    def prepare(self, rows: pa.Table, tokenizer: GPT2Tokenizer, config: GPT2Config) -> Any:
+    def prepare(self, rows: pa.Table) -> Any:
         """Rows with the input columns -> what `compute` takes."""
 
     def num_tokens(self, prepared: Any) -> int:
@@ -53,10 +48,27 @@ class Task(Protocol):
         """What a finished run says of the figures added up over all rows."""
 
 
-def make_task(job: Job) -> Task:
-    """The task that the job names, over the job's options."""
-    from pipeline.tasks.score import ScoreTask
+class TaskClass(Protocol):
+    """What there is of a task before there is a checkpoint."""
 
-    tasks = {"score": ScoreTask}
-    options = getattr(job, job.task)
-    return tasks[job.task](options, job.input.columns)
+    def architecture(self, options: Any, config: GPT2Config) -> str:
+        """Name of the gpt2model class that computes it with a checkpoint of this config."""
+
+    def __call__(self, options: Any, columns: Mapping[str, str], tokenizer: GPT2Tokenizer, config: GPT2Config) -> Task:
+        """The task; raises JobError for options that the checkpoint can't honour."""
+
+
+def task_class(name: str) -> TaskClass:
+    """The task of that name."""
+    task: TaskClass = getattr(import_module(f"pipeline.tasks.{name}"), f"{name.capitalize()}Task")
+    return task
+
+
+def architecture_of(job: Job, config: GPT2Config) -> str:
+    """Name of the gpt2model class that the job's task needs of a checkpoint with this config."""
+    return task_class(job.task).architecture(getattr(job, job.task), config)
+
+
+def make_task(job: Job, tokenizer: GPT2Tokenizer, config: GPT2Config) -> Task:
+    """The task that the job names, over the job's options; raises JobError for what the checkpoint can't honour."""
+    return task_class(job.task)(getattr(job, job.task), job.input.columns, tokenizer, config)

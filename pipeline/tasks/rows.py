@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+
+class Holds(Enum):
+    """What a column that a task reads holds."""
+
+    TEXT = "text"
+    TEXTS = "lists of text"
+
+    def accepts(self, kind: pa.DataType) -> bool:
+        """Whether a column of this type does."""
+        return _is_text(kind) if self is Holds.TEXT else _is_list(kind) and _is_text(kind.value_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +32,9 @@ class RowTexts:
     """Rows in the group."""
     rows: Sequence[int]
     """The rows that can be processed."""
-    values: Sequence[tuple[str, ...]]
-    """Their texts, one for each input name."""
+    values: Sequence[tuple[Any, ...]]
+    """What they hold, one entry for each input: a string, or a list of them."""
     errors: Mapping[int, str]
-    bytes: npt.NDArray[np.int64]
-    """UTF-8 bytes of the last input of each row (the text, or the completion)."""
-    words: npt.NDArray[np.int64]
-    """Runs of characters other than white space in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,58 +47,93 @@ class RowResults:
     """Numbers that add up over groups and parts."""
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds strings: plain, large, view, or dictionary-encoded."""
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def read_texts(rows: pa.Table, names: Sequence[str]) -> RowTexts:
-    """The columns `names` of `rows` as Python strings; null and invalid UTF-8 become that row's error."""
-    columns = [_as_binary(rows.column(name)) for name in names]
+def read_texts(rows: pa.Table, inputs: Mapping[str, Holds]) -> RowTexts:
+    """The input columns as Python strings; a null, or text that is not valid UTF-8, becomes that row's error."""
     errors: dict[int, str] = {}
-    decoded = [_decode(column, name, errors) for column, name in zip(columns, names, strict=True)]
+    columns = []
+    for name, holds in inputs.items():
+        read = _decoded if holds is Holds.TEXT else _decoded_lists
+        columns.append(read(rows.column(name), name, errors))
     good = [row for row in range(rows.num_rows) if row not in errors]
-    values = list(zip(*([texts[row] for row in good] for texts in decoded), strict=True))
-    last = columns[-1]
-    return RowTexts(
-        count=rows.num_rows,
-        rows=good,
-        values=values,
-        errors=errors,
-        bytes=_numbers(pc.binary_length(last)),
-        words=_numbers(pc.count_substring_regex(last, r"[^\s]+")),
-    )
-
-
-def _decode(column: pa.ChunkedArray, name: str, errors: dict[int, str]) -> list[str]:
-    texts = []
-    for row, value in enumerate(column.to_pylist()):
-        text = ""
-        if value is None:
-            errors.setdefault(row, f"{name} is null")
-        else:
-            try:
-                text = str(value, "utf-8")
-            except UnicodeDecodeError as error:
-                errors.setdefault(row, f"{name} is not valid UTF-8 at byte {error.start}")
-        texts.append(text)
-    return texts
+    values = list(zip(*([column[row] for row in good] for column in columns), strict=True))
+    return RowTexts(rows.num_rows, good, values, errors)
 
 
 def text_bytes(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """UTF-8 bytes of each text; 0 for null."""
-    return _numbers(pc.binary_length(_as_binary(column)))
+    """UTF-8 bytes of each text, or of all texts of each list; 0 for null."""
+    if not _is_list(column.type):
+        return numbers(pc.binary_length(as_binary(column)))
+    lengths = numbers(pc.list_value_length(column))
+    ends = np.concatenate([[0], np.cumsum(text_bytes(pc.list_flatten(column)))])
+    stops = np.cumsum(lengths)
+    found: npt.NDArray[np.int64] = ends[stops] - ends[stops - lengths]
+    return found
 
 
-def _as_binary(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+def as_binary(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Any kind of text column as plain bytes, which Arrow hands out without decoding them."""
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, column.type.value_type)
     return column.cast(pa.large_string()).cast(pa.large_binary())
 
 
-def _numbers(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+def numbers(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Numbers of a column, 0 for null."""
     found: npt.NDArray[np.int64] = pc.fill_null(column, 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return found
+
+
+def list_column(
+    values: pa.Array, counts: npt.NDArray[np.int64], missing: npt.NDArray[np.bool_], kind: pa.DataType
+) -> pa.Array:
+    """A column of lists: `counts[row]` of the values for each row, null where `missing` (which must count 0)."""
+    assert not counts[missing].any()
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    offsets = pa.array(ends, mask=np.append(missing, False))
+    return pa.ListArray.from_arrays(offsets, values.cast(kind.value_type), type=kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Strings: plain, large, view, or dictionary-encoded."""
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _decoded(column: pa.ChunkedArray, name: str, errors: dict[int, str]) -> list[str]:
+    return [
+        _text(value, lambda why, row=row: errors.setdefault(row, f"{name} {why}"))  # type: ignore[misc]
+        for row, value in enumerate(as_binary(column).to_pylist())
+    ]
+
+
+def _decoded_lists(column: pa.ChunkedArray, name: str, errors: dict[int, str]) -> list[list[str]]:
+    flat = as_binary(pc.list_flatten(column)).to_pylist()
+    stops = np.cumsum(numbers(pc.list_value_length(column))).tolist()
+    lists, start = [], 0
+    for row, (stop, given) in enumerate(zip(stops, column.is_valid().to_pylist(), strict=True)):
+        if not given:
+            errors.setdefault(row, f"{name} is null")
+        lists.append(
+            [
+                _text(value, lambda why, row=row, at=at: errors.setdefault(row, f"{name}[{at}] {why}"))  # type: ignore[misc]
+                for at, value in enumerate(flat[start:stop])
+            ]
+        )
+        start = stop
+    return lists
+
+
+def _text(value: bytes | None, complain: Callable[[str], object]) -> str:
+    if value is None:
+        complain("is null")
+        return ""
+    try:
+        return str(value, "utf-8")
+    except UnicodeDecodeError as error:
+        complain(f"is not valid UTF-8 at byte {error.start}")
+        return ""

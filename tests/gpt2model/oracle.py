@@ -1,5 +1,8 @@
 """transformers' GPT-2 and ours with the same random weights, and what it means that they agree."""
 
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,12 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 0,
 }
 TOLERANCE = 1e-4
+# What transformers raises, mostly from torch's kernels, where we raise InputError.
+UNTYPED = (IndexError, RuntimeError, ValueError, UserWarning)
+
+
+# The id that stands for padding in `padded_ids`, and nowhere else.
+PAD = SIZES["vocab_size"] - 1
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
@@ -56,6 +65,68 @@ def padded(lengths: list[int], total: int, side: str) -> Tensor:
     columns = torch.arange(total)
     filled = columns < torch.tensor(lengths)[:, None]
     return (filled if side == "right" else filled.flip(-1)).long()
+
+
+def padded_ids(lengths: list[int], total: int, side: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random ids [rows, total] with PAD in place of what is padding, and their attention mask; side may be "none"."""
+    mask = padded([total] * len(lengths) if side == "none" else lengths, total, side)
+    ids = torch.randint(PAD, mask.shape, generator=torch.Generator().manual_seed(seed))
+    return ids.where(mask.bool(), PAD), mask
+
+
+def assert_states_agree(actual: Any, expected: Any, where: Tensor) -> None:
+    """Hidden states and attention weights of two outputs are equal at the positions [..., L] that `where` marks."""
+    rows = where.flatten(0, -2)
+    for state, expected_state in zip(actual.hidden_states, expected.hidden_states, strict=True):
+        assert state.shape == expected_state.shape
+        assert_close(state.flatten(0, -3), expected_state.flatten(0, -3), rows)
+    for weights, expected_weights in zip(actual.attentions, expected.attentions, strict=True):
+        assert_close(weights.transpose(1, 2), expected_weights.transpose(1, 2), rows)
+
+
+def assert_gradients_agree(model: nn.Module, oracle: nn.Module) -> None:
+    """Every parameter has the same gradient in both; noise where the true one is 0 is measured by the greatest of all.
+
+    A softmax does not see a constant, so that what adds one (the bias of a head over positions) has no true gradient.
+    """
+    expected = {name: parameter.grad for name, parameter in oracle.named_parameters() if parameter.grad is not None}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    noise = 1e-6 * max(float(gradient.abs().max()) for gradient in expected.values())
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        bound = TOLERANCE * float(expected[name].abs().max()) + noise
+        assert float((gradient - expected[name]).abs().max()) <= bound, name
+
+
+def assert_same_weights_named(model: nn.Module, oracle: nn.Module) -> None:
+    """The state dicts have the same keys in the same order, and the same shapes."""
+    shapes, expected = ([(key, value.shape) for key, value in each.state_dict().items()] for each in (model, oracle))
+    assert shapes == expected
+
+
+def assert_reads_alike(model: Any, oracle: Any, given: dict[str, Any]) -> None:
+    """The results of one call have the same fields in the same order, None where the other's are, as tuples too."""
+    record, expected = model(**given), oracle(**given)
+    names = [field.name for field in fields(record)]
+    assert names == [field.name for field in fields(expected)]
+    assert [name for name in names if getattr(record, name) is not None] == list(expected.keys())
+    as_tuple, expected_tuple = model(**given, return_dict=False), oracle(**given, return_dict=False)
+    assert [type(item).__name__ for item in as_tuple] == [type(item).__name__ for item in expected_tuple]
+    assert [type(item) for item in record.to_tuple()] == [type(item) for item in as_tuple]
+    for place, item in enumerate(expected_tuple):
+        if isinstance(item, Tensor):
+            assert_close(as_tuple[place], item)
+            assert_close(record[place], item)
+
+
+def assert_checkpoints_go_both_ways(model: Any, folder: Path, outputs: Callable[[Any], Tensor]) -> None:
+    """What we save, transformers loads, and the other way round: `outputs` of all the models are the same."""
+    name = type(model).__name__
+    model.save_pretrained(folder / "ours")
+    oracle = getattr(transformers, name).from_pretrained(folder / "ours", attn_implementation="eager").eval()
+    assert_close(outputs(oracle), outputs(model))
+    oracle.save_pretrained(folder / "theirs")
+    assert_close(outputs(getattr(gpt2model, name).from_pretrained(folder / "theirs")), outputs(model))
 
 
 def assert_close(actual: Tensor, expected: Tensor, where: Tensor | None = None, tolerance: float = TOLERANCE) -> None:

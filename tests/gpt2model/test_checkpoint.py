@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import gpt2model
 from gpt2model import _hf
 from gpt2model.checkpoint import inspect_checkpoint, load_checkpoint, save_checkpoint
 from gpt2model.config import GPT2Config
@@ -266,7 +267,7 @@ def drop(*names: str) -> Callable[[State], State]:
         (
             lambda state: {**state, "transformer.h.0.attn.c_attn.weight.absmax": torch.ones(3)},
             {},
-            ["1 unexpected", "quantized: load the original"],
+            ["1 unexpected", "quantized: put quantization_config back"],
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
@@ -285,6 +286,76 @@ def test_weights_that_do_not_fit_are_refused_by_name(
     with pytest.raises(WeightsMismatch) as raised:
         read(path_or_id=folder, model_class=GPT2LMHeadModel)
     assert [word for word in [str(folder), *words] if word not in str(raised.value)] == []
+
+
+HEADS: dict[str, tuple[str, ...]] = {
+    "GPT2ForSequenceClassification": ("score.weight",),
+    "GPT2ForTokenClassification": ("classifier.bias", "classifier.weight"),
+    "GPT2ForQuestionAnswering": ("qa_outputs.bias", "qa_outputs.weight"),
+    "GPT2DoubleHeadsModel": ("multiple_choice_head.summary.bias", "multiple_choice_head.summary.weight"),
+}
+
+
+@pytest.mark.parametrize("read", [load_checkpoint, inspect_checkpoint])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_the_files_lack_is_refused_unless_asked_for(
+    name: str, read: Callable[..., Any], folder: Path
+) -> None:
+    model_class = getattr(gpt2model, name)
+    words = rf"{len(HEADS[name])} missing \({', '.join(HEADS[name])}\).*allow_new_head=True"
+    with pytest.raises(WeightsMismatch, match=words):
+        read(path_or_id=folder, model_class=model_class)
+    read(path_or_id=folder, model_class=model_class, allow_new_head=True)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_new_head_is_drawn_in_the_scheme_of_gpt_2(name: str, folder: Path) -> None:
+    rewrite_config(folder, num_labels=40, initializer_range=0.5)
+    rewrite(folder, lambda state: {**state, "lm_head.weight": torch.ones(64, 32)})
+    torch.manual_seed(3)
+    model = load_checkpoint(getattr(gpt2model, name), folder, allow_new_head=True, dtype="float16")
+    drawn = {key: model.state_dict()[key] for key in HEADS[name]}
+    for key, weight in drawn.items():
+        assert weight.dtype == torch.float16
+        assert not weight.any() if key.endswith("bias") else 0.35 < float(weight.float().std()) < 0.65
+    torch.manual_seed(3)
+    again = load_checkpoint(getattr(gpt2model, name), folder, allow_new_head=True, dtype="float16")
+    assert all(torch.equal(again.state_dict()[key], weight) for key, weight in drawn.items())
+
+
+def test_an_untied_language_model_head_may_be_new(folder: Path) -> None:
+    rewrite_config(folder, tie_word_embeddings=False)
+    model = load_checkpoint(GPT2LMHeadModel, folder, allow_new_head=True)
+    assert 0.015 < float(model.lm_head.weight.detach().std()) < 0.025
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop("transformer.ln_f.bias"), r"1 missing \(transformer\.ln_f\.bias\)"),
+        (lambda state: {**state, "clasifier.weight": torch.ones(2, 32)}, r"1 unexpected \(clasifier\.weight\)"),
+        (lambda state: {**state, "classifier.bias": torch.ones(2)}, r"1 missing \(classifier\.weight\)"),
+        (lambda state: {**state, "classifier.wight": torch.ones(2, 32)}, r"1 unexpected \(classifier\.wight\)"),
+    ],
+    ids=["no head", "misspelt head", "half a head", "misspelt weight"],
+)
+def test_only_a_whole_head_may_be_new(change: Callable[[State], State], words: str, folder: Path) -> None:
+    rewrite(folder, change)
+    with pytest.raises(WeightsMismatch, match=words) as raised:
+        load_checkpoint(gpt2model.GPT2ForTokenClassification, folder, allow_new_head=True)
+    assert "allow_new_head" not in str(raised.value)
+
+
+def test_a_head_that_is_there_is_loaded_where_a_new_one_would_do(folder: Path) -> None:
+    head = torch.ones(2, 32)
+    rewrite(folder, lambda state: {**state, "score.weight": head})
+    model = load_checkpoint(gpt2model.GPT2ForSequenceClassification, folder, allow_new_head=True)
+    assert torch.equal(model.score.weight, head)
+
+
+def test_an_option_that_is_none_is_refused_by_name(folder: Path) -> None:
+    with pytest.raises(TypeError, match=r"quantisation"):
+        GPT2LMHeadModel.from_pretrained(folder, quantisation="nf4")
 
 
 def test_loading_and_inspecting_raise_the_same_message(folder: Path) -> None:

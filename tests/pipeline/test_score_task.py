@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
-from pipeline.batching import PackRunner
 from pipeline.tasks.score import ScoreOptions, ScoreTask
+from tests.pipeline.answers import answers
 from tests.pipeline.conftest import sentence
 
 DOCUMENTS = 12
@@ -31,13 +30,8 @@ class Scorer:
     def __call__(
         self, columns: dict[str, list[str | None]], tokens_per_batch: int = 256, threads: int = 1, **options: Any
     ) -> Any:
-        task = ScoreTask(ScoreOptions(**options), {name: name for name in columns})
-        prepared = task.prepare(pa.table(columns), self.tokenizer, self.model.config)
-        result = task.finish(prepared, task.compute(self.model, prepared, PackRunner(tokens_per_batch, threads)))
-        names = [field.name for field in task.fields]
-        table = pa.Table.from_arrays(result.columns, schema=pa.schema(task.fields)).to_pylist()
-        assert [list(row) for row in table] == [names] * len(table)
-        return table, result
+        task = ScoreTask(ScoreOptions(**options), {name: name for name in columns}, self.tokenizer, self.model.config)
+        return answers(task, self.model, columns, tokens_per_batch, threads)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +247,7 @@ def test_the_summary_is_weighted_by_token(scorer: Scorer) -> None:
     texts = [sentence(seed, words) for seed, words in enumerate([2, 30, 7])]
     table, result = scorer({"text": texts})
     total = sum(row["loglikelihood"] for row in table)
-    summary = ScoreTask(ScoreOptions(), {}).summarize(result.figures)
+    summary = ScoreTask(ScoreOptions(), {}, scorer.tokenizer, scorer.model.config).summarize(result.figures)
     assert summary["scored tokens"] == sum(row["num_tokens"] for row in table)
     assert summary["perplexity per token"] == pytest.approx(math.exp(-total / sum(row["num_tokens"] for row in table)))
     assert summary["perplexity per word"] == pytest.approx(math.exp(-total / 39))
