@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +58,19 @@ def matrix_rate() -> MatrixRate:
 
 def _rate(product: Callable[[], object]) -> float:
     return 2 * SIZE**3 / statistics.median(seconds(product) for _ in range(11))
+
+
+def beside_the_rate(call: Callable[[], object]) -> tuple[float, MatrixRate]:
+    """Seconds of a call, and the matrix-product rate just before and after it."""
+    before = matrix_rate()
+    took = seconds(call)
+    both = before + matrix_rate()
+    return took, MatrixRate(both.torch_mm / 2, both.fastest / 2)
+
+
+def median(values: Iterable[float]) -> float:
+    """The median of what may be read once only."""
+    return statistics.median(list(values))
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.machine import MatrixRate, describe, matrix_rate, print_table, seconds
+from benchmarks.machine import MatrixRate, beside_the_rate, describe, median, print_table, seconds
 from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from gpt2model.packing import pack
 from gpt2model.scoring import token_logprobs
@@ -142,25 +142,17 @@ def compare(work: Workload, config: GPT2Config, engines: dict[str, Callable[[Wor
         assert abs(value - reference) < 1e-3 * abs(reference), f"{name} scores {value}, ours {reference}"
     measured: list[dict[str, tuple[float, MatrixRate]]] = []
     for _ in range(rounds):
-        measured.append({name: _beside_the_rate(engine, work) for name, engine in engines.items()})
+        measured.append({name: beside_the_rate(partial(engine, work)) for name, engine in engines.items()})
     operations = work.operations(config)
     return {
         name: {
-            "tokens/s": _median(work.tokens / each[name][0] for each in measured),
-            "share": _median(operations / each[name][0] / each[name][1].torch_mm for each in measured),
-            "of the fastest": _median(operations / each[name][0] / each[name][1].fastest for each in measured),
-            "ours is faster": _median(each[name][0] / each["ours"][0] for each in measured),
+            "tokens/s": median(work.tokens / each[name][0] for each in measured),
+            "share": median(operations / each[name][0] / each[name][1].torch_mm for each in measured),
+            "of the fastest": median(operations / each[name][0] / each[name][1].fastest for each in measured),
+            "ours is faster": median(each[name][0] / each["ours"][0] for each in measured),
         }
         for name in engines
     }
-
-
-def _beside_the_rate(engine: Callable[[Workload], float], work: Workload) -> tuple[float, MatrixRate]:
-    """Seconds of an engine, and the matrix-product rate just before and after it."""
-    before = matrix_rate()
-    took = seconds(lambda: engine(work))
-    both = before + matrix_rate()
-    return took, MatrixRate(both.torch_mm / 2, both.fastest / 2)
 
 
 def pipeline_share(
@@ -179,10 +171,6 @@ def pipeline_share(
     after = work.tokens / seconds(lambda: engine(work))
     whole = json.loads((out / "_pipeline" / "summary.json").read_text())["tokens a second"]
     return {"pipeline tokens/s": whole, "engine tokens/s": (before + after) / 2, "share": 2 * whole / (before + after)}
-
-
-def _median(values: Iterable[float]) -> float:
-    return statistics.median(list(values))
 
 
 @click.command()
