@@ -19,7 +19,7 @@ from gpt2model.checkpoint_source import GENERATION_CONFIG_NAME, find_source
 from gpt2model.config import CONFIG_NAME, GPT2Config
 from gpt2model.errors import CheckpointError, ConfigError
 from gpt2model.model import GPT2PreTrainedModel
-from gpt2model.quantization import CONFIG_KEY, QuantizationConfig, bytes_of
+from gpt2model.quantization import CONFIG_KEY, QuantizationConfig, weight_bytes
 from gpt2model.weights import PICKLE, SAFETENSORS, SAFETENSORS_INDEX, write_files, write_text
 
 if TYPE_CHECKING:
@@ -125,10 +125,7 @@ def inspect_checkpoint(
     by its digest and not read either way.
     """
     fitted = _fitted(model_class, path_or_id, "sdpa", **options)
-    parameters = dict(fitted.model.named_parameters())
-    in_full = {name: tensor for name, tensor in parameters.items() if name.removesuffix(".weight") not in fitted.forms}
-    packed = sum(bytes_of(parts.values()) for parts in fitted.parts().values())
-    number = sum(parameter.numel() for parameter in parameters.values())
+    number = sum(parameter.numel() for parameter in fitted.model.parameters())
     return CheckpointInfo(
         folder=fitted.source.snapshot.folder,
         revision=fitted.source.snapshot.revision,
@@ -140,7 +137,7 @@ def inspect_checkpoint(
         dtype=fitted.model.dtype,
         quantization=fitted.quantization,
         num_parameters=number,
-        bytes_in_memory=packed + sum(parameter.nbytes for parameter in in_full.values()),
+        bytes_in_memory=weight_bytes(fitted.model, fitted.forms, fitted.quantization),
         bytes_full=number * torch.float32.itemsize,
     )
 

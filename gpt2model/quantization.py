@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -270,9 +270,15 @@ def part_forms(form: LinearForm, quantization: QuantizationConfig) -> dict[str, 
     return parts
 
 
-def bytes_of(parts: Iterable[PartForm]) -> int:
-    """What the parts take in memory."""
-    return sum(math.prod(part.shape) * part.dtype.itemsize for part in parts if part.shape is not None)
+def weight_bytes(model: nn.Module, forms: Mapping[str, LinearForm], quantization: QuantizationConfig | None) -> int:
+    """What the weights of a full model take in memory when those layers of it are quantized."""
+    in_full = sum(
+        weight.nbytes for name, weight in model.named_parameters() if name.removesuffix(".weight") not in forms
+    )
+    if quantization is None:
+        return in_full
+    parts = (part for form in forms.values() for part in part_forms(form, quantization).values())
+    return in_full + sum(math.prod(part.shape) * part.dtype.itemsize for part in parts if part.shape is not None)
 
 
 def check_state(layer: str, form: LinearForm, quantization: QuantizationConfig, part: str, tensor: Tensor) -> None:

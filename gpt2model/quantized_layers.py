@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2model import onednn
 from gpt2model.errors import ConfigError
 from gpt2model.quantization import LinearForm, QuantizationConfig
 
@@ -44,6 +45,13 @@ class Linear4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # bitsandby
         # widths that are no multiples of 32 and 64, and repacks the weight, which then is saved wrongly.
         self.support_avx512bf16_for_cpu = False
         self._quantization = quantization
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.compute_dtype == torch.float32 and onednn.takes(x):
+            weight = functional.dequantize_4bit(self.weight.data, self.weight.quant_state)
+            return onednn.linear(x, weight.float(), self.bias)
+        output: Tensor = super().forward(x)
+        return output
 
     def fill(self, parts: Mapping[str, Tensor], device: torch.device) -> None:
         """Take the weight on a device: one in full [N, K], which is quantized, or the parts of a file."""
@@ -97,7 +105,7 @@ class Linear8bitLt(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # bitsa
             self.init_8bit_state()
         state, rows = self.state, x.flatten(0, -2)
         quantized, scales, outliers = functional.int8_vectorwise_quant(rows.half(), threshold=state.threshold)
-        product = quantized.float() @ state.CB.float().T
+        product = _product(quantized.float(), state.CB.float())
         output = (product * torch.outer(scales, state.SCB) / 127**2).to(x.dtype)
         if self.bias is not None:
             output += self.bias
@@ -115,6 +123,11 @@ class Linear8bitLt(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # bitsa
             self.weight.CB, self.weight.SCB = self.weight.data, scales.to(self.weight.device)
             self.state.CB = self.state.SCB = None
         return self
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [B, K] times weight [N, K] transposed: [B, N]."""
+    return onednn.linear(x, weight) if onednn.takes(x) else x @ weight.T
 
 
 QuantizedLinear = Linear4bit | Linear8bitLt
