@@ -112,7 +112,7 @@ class Linear8bitLt(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # bitsa
         if outliers is not None and outliers.numel():
             columns = functional.int8_vectorwise_dequant(state.CB[:, outliers], state.SCB).to(x.dtype)
             output = output.addmm(rows[:, outliers], columns.T)
-        full: Tensor = output.unflatten(0, x.shape[:-1])
+        full: Tensor = output.view(*x.shape[:-1], -1)
         return full
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Linear8bitLt:
