@@ -29,8 +29,15 @@ class ModelOptions(Options):
     """Branch, tag or commit on the Hub; the commit it resolves to is part of the fingerprint."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """auto: float32 on a CPU, float16 on CUDA."""
+    quantization: Literal["none", "nf4", "fp4", "nf4-double", "fp4-double", "int8"] = "none"
+    """Hold the linear layers in 4 or 8 bits, through bitsandbytes; none: as the checkpoint has them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where a worker holds a GPU (`cluster.gpus_per_worker`), else cpu."""
+
+    @property
+    def quantization_method(self) -> str | None:
+        """The method as gpt2model takes it."""
+        return None if self.quantization == "none" else self.quantization
 
 
 class DatasetOptions(Options):

@@ -67,7 +67,7 @@ def prepare(job: Job) -> Prepared:
     _check_address(job)
     num_gpus, device = _device(job)
     dtype = _dtype(job, device)
-    architecture, checkpoint, tokenizer = _checkpoint(job)
+    architecture, checkpoint, tokenizer = _checkpoint(job, dtype)
     task = make_task(job, tokenizer, checkpoint.config)
     source = open_source(job.input)
     plan = make_plan(job, source, task, _model_identity(architecture, checkpoint, dtype))
@@ -164,13 +164,19 @@ def _threads(job: Job, device: str) -> int:
     return 1 if device == "cuda" else min(CPU_THREADS, available_cpus())
 
 
-def _checkpoint(job: Job) -> tuple[str, CheckpointInfo, gpt2model.GPT2Tokenizer]:
+def _checkpoint(job: Job, dtype: str) -> tuple[str, CheckpointInfo, gpt2model.GPT2Tokenizer]:
     """The class to load the checkpoint as, what it is, and its tokenizer."""
     path, revision = job.model.path, job.model.revision
     try:
         config = gpt2model.GPT2Config.from_pretrained(path, revision=revision)
         architecture = architecture_of(job, config)
-        checkpoint = inspect_checkpoint(path, model_class=getattr(gpt2model, architecture), revision=revision)
+        checkpoint = inspect_checkpoint(
+            path,
+            model_class=getattr(gpt2model, architecture),
+            revision=revision,
+            dtype=dtype,
+            quantization=job.model.quantization_method,
+        )
         tokenizer = gpt2model.GPT2Tokenizer.from_pretrained(
             path if checkpoint.revision else checkpoint.folder, revision=checkpoint.revision
         )
@@ -200,4 +206,5 @@ def _model_identity(architecture: str, checkpoint: CheckpointInfo, dtype: str) -
         "revision": checkpoint.revision,
         "files": files,
         "dtype": dtype,
+        "quantization": None if checkpoint.quantization is None else checkpoint.quantization.to_dict(),
     }

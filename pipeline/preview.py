@@ -21,14 +21,18 @@ def describe(prepared: Prepared) -> str:
     streamed = any(split.rows is None for split in plan.splits)
     opened = spec.store.opened(plan)
     committed = sum(1 for _ in spec.store.committed(plan)) if opened else 0
-    parameters = format_figure(prepared.checkpoint.num_parameters)
+    checkpoint = prepared.checkpoint
+    parameters = format_figure(checkpoint.num_parameters)
+    held = spec.dtype if checkpoint.quantization is None else f"{checkpoint.quantization.method} and {spec.dtype}"
     lines = [
         f"fingerprint       {plan.fingerprint}",
         f"input             {len(plan.splits):,} splits, {_count(plan.rows)} rows",
         f"parts             {f'{parts:,}' if not streamed else f'at least {parts:,}'}, "
         f"up to {plan.rows_per_part:,} rows each; {committed:,} committed",
         f"tokens            {_tokens(prepared)}",
-        f"model             {spec.architecture}, {parameters} parameters, {spec.dtype} on {spec.device}",
+        f"model             {spec.architecture}, {parameters} parameters, {held} on {spec.device}",
+        f"memory            {_megabytes(checkpoint.bytes_in_memory)} of weights a worker; "
+        f"{_megabytes(checkpoint.bytes_full)} in float32",
         f"output            {spec.store.folder.uri}",
         "",
         "output columns:",
@@ -38,6 +42,10 @@ def describe(prepared: Prepared) -> str:
         *(f"  {line}" for line in yaml.safe_dump(resolved_job(prepared.job), sort_keys=False).splitlines()),
     ]
     return "\n".join(lines)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def _count(rows: int | None) -> str:

@@ -116,7 +116,11 @@ class Worker:
         folder, revision = self.spec.model, self.spec.revision
         tokenizer = gpt2model.GPT2Tokenizer.from_pretrained(folder, revision=revision)
         self.model = getattr(gpt2model, self.spec.architecture).from_pretrained(
-            folder, revision=revision, dtype=self.spec.dtype, device=self.spec.device
+            folder,
+            revision=revision,
+            dtype=self.spec.dtype,
+            quantization=self.spec.job.model.quantization_method,
+            device=self.spec.device,
         )
         self.task = make_task(self.spec.job, tokenizer, self.model.config)
         threads = self.spec.threads if self.spec.device == "cpu" else None
