@@ -177,13 +177,12 @@ class QaTask:
     def _answers(
         self, prepared: QaRows, logits: npt.NDArray[np.float32], errors: Mapping[int, str]
     ) -> dict[int, Spans]:
-        """Row -> its best spans, best first; rows without any are left out."""
+        """Row -> its best spans, best first; rows without windows are left out, all others have one."""
         by_row: dict[int, list[Spans]] = {}
         for window, row in enumerate(prepared.windows.rows.tolist()):
             if row not in errors:
                 by_row.setdefault(row, []).append(self._read(prepared, logits, window))
-        found = {row: merged(spans, self.options.top_k) for row, spans in by_row.items()}
-        return {row: spans for row, spans in found.items() if len(spans.bounds)}
+        return {row: merged(spans, self.options.top_k) for row, spans in by_row.items()}
 
     def _read(self, prepared: QaRows, logits: npt.NDArray[np.float32], window: int) -> Spans:
         """The best spans of one window."""
@@ -199,7 +198,7 @@ class QaTask:
         )
 
     def _columns(self, texts: RowTexts, found: Mapping[int, Spans]) -> list[pa.Array]:
-        """The result columns; null for rows without spans."""
+        """The result columns; null for rows that have no windows, or an error."""
         counts = np.zeros(texts.count, np.int64)
         answers = list[str]()
         for row, (_, context) in zip(texts.rows, texts.values, strict=True):
