@@ -224,12 +224,6 @@ def test_label_types_that_transformers_fails_on_are_understood(
     assert_close(model(IDS, labels=labels).loss, theirs(model)(IDS, labels=usual).loss)
 
 
-def test_a_batch_of_one_regression_has_the_loss_of_transformers() -> None:
-    model = classifier(SEQUENCE, num_labels=1)
-    labels = torch.tensor([0.5])
-    assert_close(model(IDS[:1], labels=labels).loss, theirs(model)(IDS[:1], labels=labels).loss)
-
-
 def test_the_config_is_not_written_to_as_transformers_does() -> None:
     model = classifier(SEQUENCE)
     oracle, config = theirs(model), model.config
