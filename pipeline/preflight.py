@@ -183,7 +183,8 @@ def _checkpoint(job: Job, dtype: str) -> tuple[str, CheckpointInfo, gpt2model.GP
     except WeightsMismatch as error:
         saved = f" (config.json says {', '.join(config.architectures)})" if config.architectures else ""
         raise JobError(
-            f"model.path {path}: task {job.task} needs a checkpoint of {architecture}{saved}: {error}"
+            f"model.path {path}: task {job.task} needs a checkpoint of {architecture}{saved}: "
+            f"name one that was trained for it. {error}"
         ) from error
     except GPT2Error as error:
         raise JobError(f"model.path {path}{f' at {revision}' if revision else ''}: {error}") from error
