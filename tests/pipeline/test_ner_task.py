@@ -1,5 +1,6 @@
 """The ner task finds what transformers' pipeline finds, at characters that are the word, alone as in any batch."""
 
+import itertools
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,7 +102,7 @@ def reference(english: Path) -> Iterator[Reference]:
         class WholeCharacters(TokenClassificationPipeline):  # type: ignore[misc]
             def gather_pre_entities(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
                 tokens: list[dict[str, Any]] = super().gather_pre_entities(*args, **kwargs)
-                for before, token in zip(tokens, tokens[1:], strict=False):
+                for before, token in itertools.pairwise(tokens):
                     token["is_subword"] |= token["start"] < before["end"]
                 return tokens
 
@@ -167,9 +168,7 @@ def test_every_strategy_equals_transformers_on_words(
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4))
-def test_every_strategy_equals_transformers_on_any_text(
-    english: Path, reference: Reference, texts: list[str]
-) -> None:
+def test_every_strategy_equals_transformers_on_any_text(english: Path, reference: Reference, texts: list[str]) -> None:
     tagger = Tagger(GPT2ForTokenClassification.from_pretrained(english), GPT2Tokenizer.from_pretrained(english))
     for strategy in STRATEGIES:
         theirs = reference(texts, strategy, whole_characters=True)
