@@ -50,7 +50,7 @@ def test_there_is_a_job_for_every_task() -> None:
 def test_every_row_is_there_without_an_error(results: dict[str, list[dict[str, Any]]]) -> None:
     for name, rows in results.items():
         assert rows
-        errors = [row.get("error", row.get("found_error")) for row in rows]
+        errors = [row.get("error", row.get("predicted_error")) for row in rows]
         assert errors == [None] * len(rows), name
 
 
@@ -71,9 +71,9 @@ def test_names_are_the_characters_they_say(results: dict[str, list[dict[str, Any
 
 def test_most_questions_are_answered_right(results: dict[str, list[dict[str, Any]]]) -> None:
     rows = results["qa"]
-    assert sum((row["found_answer"] or "") == (row["answer"] or "") for row in rows) >= 0.9 * len(rows)
+    assert sum((row["predicted_answer"] or "") == (row["answer"] or "") for row in rows) >= 0.9 * len(rows)
     for row in rows:
-        assert row["context"][row["found_start"] : row["found_end"]] == row["found_answer"]
+        assert row["context"][row["predicted_start"] : row["predicted_end"]] == row["predicted_answer"]
 
 
 def test_the_fitting_sentence_is_chosen(results: dict[str, list[dict[str, Any]]]) -> None:
