@@ -7,6 +7,7 @@ from gpt2model.config import GPT2Config
 from gpt2model.heads import GPT2DoubleHeadsModel, GPT2LMHeadModel
 from gpt2model.model import GPT2Model, GPT2PreTrainedModel
 from gpt2model.packing import Packed, pack, pack_branches
+from gpt2model.quantization import QuantizationConfig
 from gpt2model.scoring import continuation_logprobs, token_logprobs
 from gpt2model.tokenizer import GPT2Tokenizer
 
@@ -23,6 +24,7 @@ __all__ = [
     "GPT2PreTrainedModel",
     "GPT2Tokenizer",
     "Packed",
+    "QuantizationConfig",
     "StaticCache",
     "continuation_logprobs",
     "pack",
