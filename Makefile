@@ -21,6 +21,7 @@ chaos: $(VENV)/test.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.score
+	$(BIN)/python -m benchmarks.heads
 
 clean:
 	rm -rf $(VENV) out build
