@@ -294,10 +294,12 @@ class GPT2Tokenizer(Vocabulary):
         core = self._core_for(split_special_tokens)
         encode = core.encode_batch if return_chars else core.encode_batch_fast
         try:
-            encodings = encode(batch, add_special_tokens=add_special_tokens)
+            encodings = encode(batch, add_special_tokens=False)
         except TypeError:
             check_batch(TextBatch(batch, None, single=False, words=False))
             raise
+        if add_special_tokens and self.num_special_tokens_to_add():
+            encodings = [self._processor.process(row, None, True) for row in encodings]
         ids = [row.ids for row in encodings]
         offsets = np.zeros(len(ids) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)), out=offsets[1:])

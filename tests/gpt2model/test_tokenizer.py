@@ -487,6 +487,21 @@ def test_words_that_cannot_be_encoded_are_named(ours: GPT2Tokenizer, given: Any,
         ours(given, is_split_into_words=True)
 
 
+@pytest.mark.parametrize(("bos", "eos"), [(False, False), (True, False), (True, True)])
+def test_encode_ragged_adds_the_tokens_of_the_template_and_tells_characters(
+    gpt2_folder: Path, bos: bool, eos: bool
+) -> None:
+    tokenizer = GPT2Tokenizer.from_pretrained(gpt2_folder)
+    tokenizer.add_bos_token, tokenizer.add_eos_token = bos, eos
+    texts = list(HARD_TEXTS.values())
+    ragged = tokenizer.encode_ragged(texts, add_special_tokens=True, return_chars=True)
+    expected = tokenizer(texts, return_offsets_mapping=True)
+    assert [row.tolist() for row in ragged] == expected["input_ids"]
+    assert ragged.chars is not None
+    flat = [list(span) for spans in expected["offset_mapping"] for span in spans]
+    assert ragged.chars.tolist() == flat
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

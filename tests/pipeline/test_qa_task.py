@@ -162,6 +162,31 @@ def test_answers_equal_a_search_of_all_spans_on_squad(
             assert answer["answer"] == context[answer["start"] : answer["end"]]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("template", [{}, {"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": True}])
+@pytest.mark.parametrize("overlap", [0, OVERLAP])
+def test_the_model_reads_the_windows_that_transformers_cuts(
+    english: Path, squad: list[tuple[str, str]], template: dict[str, bool], overlap: int
+) -> None:
+    import transformers
+
+    config = GPT2Config.from_pretrained(english)
+    task = QaTask(QaOptions(overlap=overlap), {}, GPT2Tokenizer.from_pretrained(english, **template), config)
+    questions, contexts = ([pair[place] for pair in squad] for place in (0, 1))
+    windows = task.prepare(pa.table({"question": questions, "context": contexts})).windows
+    tokenizer = transformers.GPT2Tokenizer.from_pretrained(english, **template)
+    encoded = tokenizer(
+        questions,
+        contexts,
+        truncation="only_second",
+        max_length=CONTEXT,
+        stride=overlap,
+        return_overflowing_tokens=True,
+    )
+    assert [windows.ids[span].tolist() for span in windows.spans(np.arange(len(windows)))] == encoded.input_ids
+    assert windows.rows.tolist() == encoded.overflow_to_sample_mapping
+
+
 def test_no_answer_wins_for_some_questions_and_the_summary_counts_them(answerer: Answerer) -> None:
     pairs: Pairs = [(sentence(seed, 3), sentence(100 + seed, 2)) for seed in range(40)]
     rows, result = answerer([*pairs, (None, "context"), ("", "")], no_answer=True)
@@ -214,6 +239,8 @@ def test_a_question_that_leaves_no_room_for_windows_is_the_rows_error(answerer: 
     assert f"the question has {tokens} tokens and leaves {64 - tokens} of the model's 64" in result.errors[0]
     assert "leaves 0 of the model's 64" in result.errors[2]
     assert [row["answer"] is None for row in rows] == [True, False, True, False]
+    assert answerer([(question, context)], overlap=64 - tokens)[1].errors
+    assert not answerer([(question, context)], overlap=64 - tokens - 1)[1].errors
 
 
 def test_an_overlap_without_room_for_more_is_refused(answerer: Answerer) -> None:
