@@ -76,14 +76,12 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def activation(name: str) -> Activation:
-    """The function that a config's `activation_function` names; raises ConfigError for a name that none has."""
+def activation(name: str, option: str = "activation_function") -> Activation:
+    """The function that this option of a config names; raises ConfigError for a name that none has."""
     if name in ACTIVATIONS:
         return ACTIVATIONS[name]
     near = difflib.get_close_matches(name, ACTIVATIONS, n=1, cutoff=0.0)[0]
-    raise ConfigError(
-        f"activation_function={name!r} is unknown; nearest is {near!r}, and there are: {', '.join(ACTIVATIONS)}"
-    )
+    raise ConfigError(f"{option}={name!r} is unknown; nearest is {near!r}, and there are: {', '.join(ACTIVATIONS)}")
 
 
 class Conv1D(nn.Module):

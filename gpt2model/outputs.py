@@ -23,6 +23,9 @@ class ModelOutput:
         """The fields that are not None, in their order."""
         return tuple(value for value in map(self._value, self._names()) if value is not None)
 
+    def __len__(self) -> int:
+        return len(self.to_tuple())
+
     def __getitem__(self, key: int | slice | str) -> Any:
         if isinstance(key, str):
             if key not in self._names() or self._value(key) is None:

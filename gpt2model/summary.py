@@ -33,7 +33,9 @@ class GPT2SequenceSummary(nn.Module):
             self.summary = nn.Linear(
                 config.n_embd, config.num_labels if config.summary_proj_to_labels else config.n_embd
             )
-        self.activation = activation(config.summary_activation) if config.summary_activation else nn.Identity()
+        self.activation = (
+            activation(config.summary_activation, "summary_activation") if config.summary_activation else nn.Identity()
+        )
         self.first_dropout = nn.Dropout(config.summary_first_dropout)
         self.last_dropout = nn.Dropout(config.summary_last_dropout)
 

@@ -336,3 +336,23 @@ def test_half_precision_stays_near_float32(
     actual = model.to(dtype)(random_ids(3, 9), attention_mask=mask)
     assert model.dtype == actual.logits.dtype == dtype
     assert_close(actual.logits.float(), expected, mask, tolerance)
+
+
+def test_outputs_iterate_over_values_unlike_in_transformers() -> None:
+    model, ids = ours(), random_ids(1, 4)
+    assert list(theirs(model)(ids)) == ["logits", "past_key_values"]
+    assert [type(item).__name__ for item in model(ids)] == ["Tensor", "DynamicCache"]
+    assert len(model(ids)) == 2
+
+
+def test_new_rows_of_the_vocabulary_are_drawn_around_zero_unlike_in_transformers() -> None:
+    model = ours()
+    with torch.no_grad():
+        model.transformer.wte.weight.add_(5.0)
+    oracle = theirs(model)
+    size = 2 * SIZES["vocab_size"]
+    model.resize_token_embeddings(size)
+    oracle.resize_token_embeddings(size)
+    new, drawn = (each.transformer.wte.weight[SIZES["vocab_size"] :].detach() for each in (model, oracle))
+    assert abs(float(new.mean())) < 0.1
+    assert float(drawn.mean()) > 4
