@@ -181,6 +181,8 @@ def _checkpoint(job: Job, dtype: str) -> tuple[str, CheckpointInfo, gpt2model.GP
             path if checkpoint.revision else checkpoint.folder, revision=checkpoint.revision
         )
     except WeightsMismatch as error:
+        if " missing (" not in str(error):
+            raise JobError(f"model.path {path}: {error}") from error
         saved = f" (config.json says {', '.join(config.architectures)})" if config.architectures else ""
         raise JobError(
             f"model.path {path}: task {job.task} needs a checkpoint of {architecture}{saved}: "

@@ -122,6 +122,8 @@ class Worker:
             quantization=self.spec.job.model.quantization_method,
             device=self.spec.device,
         )
+        # Before there are threads: bitsandbytes' 8-bit layers rearrange themselves in their first call.
+        self.model.base_model.forward_packed(gpt2model.pack([[0]]).to(self.model.device))
         self.task = make_task(self.spec.job, tokenizer, self.model.config)
         threads = self.spec.threads if self.spec.device == "cpu" else None
         self.runner = PackRunner(tokens_per_batch(self.spec.job, self.spec.device), threads)

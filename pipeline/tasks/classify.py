@@ -20,7 +20,7 @@ from pipeline.options import Options
 from pipeline.tasks.documents import INPUTS, DocumentReader, Documents, Truncation, told
 from pipeline.tasks.likelihoods import ForkScores
 from pipeline.tasks.rows import RowResults
-from pipeline.tasks.verdict import Function, Logits, Verdict, function_of, kind_of
+from pipeline.tasks.verdict import Function, Kind, Logits, Verdict, function_of, kind_of
 from pipeline.tasks.zero_shot import ZeroShot, ZeroShotOptions, ZeroShotRows
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class ClassifyTask:
                 raise JobError("classify.truncation is windows, which zero_shot can't do: give start or end")
             labels, kind, function = tuple(options.zero_shot.labels), "single", "softmax"
             self.zero_shot = ZeroShot(options.zero_shot, options.truncation == "start", tokenizer, config)
+        _refuse_idle(options, kind)
         if options.top_k > len(labels):
             raise JobError(f"classify.top_k {options.top_k}: there are only {len(labels)} labels")
         if len(set(labels)) < len(labels):
@@ -120,6 +121,8 @@ class ClassifyTask:
         """Scores, labels, errors and figures of the group."""
         count = prepared.texts.count
         errors = {**prepared.texts.errors, **computed.failed}
+        if isinstance(prepared, ZeroShotRows):
+            errors.update(prepared.errors)
         scores = np.zeros((count, len(self.verdict.labels)))
         missing = np.ones(count, np.bool_)
         if isinstance(prepared, Documents):
@@ -131,8 +134,8 @@ class ClassifyTask:
         else:
             assert isinstance(computed, ForkScores)
             assert self.zero_shot is not None
-            scores[prepared.texts.rows] = self.verdict.applied(self.zero_shot.logits(prepared, computed))
-            missing[prepared.texts.rows] = False
+            scores[prepared.forks.rows] = self.verdict.applied(self.zero_shot.logits(prepared, computed))
+            missing[prepared.forks.rows] = False
             figures = {"tokens": float(self.num_tokens(prepared)), "truncated": float(prepared.cut)}
         for row in np.flatnonzero(~np.isfinite(scores).all(axis=1)).tolist():
             errors.setdefault(row, "the scores are not finite: the model overflows in this dtype")
@@ -144,3 +147,22 @@ class ClassifyTask:
     def summarize(self, figures: Mapping[str, float]) -> dict[str, float | None]:
         """Tokens, what was cut, and how often each label was given."""
         return {**told(figures), **self.verdict.summary(figures)}
+
+
+def _refuse_idle(options: ClassifyOptions, kind: Kind) -> None:
+    """Options that would decide nothing with this checkpoint are refused rather than ignored."""
+    plain = ClassifyOptions()
+    idle = {
+        "top_k": kind == "regression",
+        "scores": kind == "regression",
+        "threshold": kind != "multi",
+    }
+    for name, decides_nothing in idle.items():
+        if decides_nothing and getattr(options, name) != getattr(plain, name):
+            what = {"single": "gives each text one label", "regression": "gives numbers", "multi": ""}[kind]
+            raise JobError(
+                f"classify.{name} is {getattr(options, name)}, which decides nothing here, as the model {what}: "
+                "leave it out"
+            )
+    if options.zero_shot is not None and options.function not in ("auto", "softmax"):
+        raise JobError(f"classify.function is {options.function}, and zero_shot compares by softmax: leave it out")

@@ -118,7 +118,8 @@ class EmbedTask:
             written = vectors.astype(np.float16 if self.options.dtype == "float16" else np.float32)
         errors = {**prepared.texts.errors, **computed.failed}
         for row in np.flatnonzero(~np.isfinite(written).all(axis=1)).tolist():
-            errors.setdefault(row, f"the embedding is not finite: it overflows in {self.options.dtype}")
+            held = self.options.dtype if np.isfinite(vectors[row]).all() else "the model's dtype"
+            errors.setdefault(row, f"the embedding is not finite: it overflows in {held}")
         missing = np.bincount(sequences.rows, minlength=count) == 0
         missing[list(errors)] = True
         column = pa.FixedSizeListArray.from_arrays(pa.array(written.ravel()), self.width, mask=pa.array(missing))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,17 +65,39 @@ def choice_logits(model: Any, forks: Forks, runner: PackRunner) -> ForkScores:
 
 def _run(forks: Forks, runner: PackRunner, score: Any) -> ForkScores:
     scores: list[npt.NDArray[np.float64]] = [np.zeros(len(own)) for own in forks.continuations]
+    pieces = list(_pieces(forks, runner.tokens_per_batch))
 
     def call(index: Index) -> None:
-        found = score([forks.prompts[each] for each in index], [forks.continuations[each] for each in index])
-        for each, own in zip(index, found, strict=True):
-            scores[each] = own
+        chosen = [pieces[each] for each in index]
+        found = score(
+            [forks.prompts[fork] for fork, _ in chosen], [forks.continuations[fork][part] for fork, part in chosen]
+        )
+        for (fork, part), own in zip(chosen, found, strict=True):
+            scores[fork][part] = own
 
-    failed = {forks.rows[each]: why for each, why in runner.run(forks.lengths, call).items()}
+    lengths = [len(forks.prompts[fork]) + sum(map(len, forks.continuations[fork][part])) for fork, part in pieces]
+    unfit = runner.run(np.array(lengths, np.int64), call)
+    failed = {forks.rows[pieces[each][0]]: why for each, why in unfit.items()}
     for each, own in enumerate(scores):
         if not np.isfinite(own).all():
             failed.setdefault(forks.rows[each], "the scores are not finite: the model overflows in this dtype")
     return ForkScores(scores, failed)
+
+
+def _pieces(forks: Forks, budget: int) -> Iterator[tuple[int, slice]]:
+    """The forks' continuations in runs of at most `budget` tokens with their prompt, or one by one beyond it.
+
+    The memory of attention grows with the square of a run.
+    """
+    for fork, (prompt, own) in enumerate(zip(forks.prompts, forks.continuations, strict=True)):
+        start, tokens = 0, len(prompt)
+        for place, each in enumerate(own):
+            if tokens + len(each) > budget and place > start:
+                yield fork, slice(start, place)
+                start, tokens = place, len(prompt)
+            tokens += len(each)
+        if start < len(own):
+            yield fork, slice(start, len(own))
 
 
 def normalized(

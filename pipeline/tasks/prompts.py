@@ -22,7 +22,8 @@ def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: GPT2Tokenizer, pre
     """Prompt and completion as lm-evaluation-harness encodes them: all tokens, and how many of them are given.
 
     The prompt is encoded alone, the completion is what the whole has behind as many tokens; spaces at the prompt's end
-    belong to the completion. An empty prompt is the start token `prefix`, which is not put before a prompt of its own.
+    belong to the completion. An empty prompt is the start token `prefix`, which is not put before a prompt of its own;
+    with an empty prefix nothing is given then.
     """
     whole = tokenizer.encode_ragged([prompt + completion for prompt, completion in pairs])
     alone = tokenizer.encode_ragged([prompt.rstrip() for prompt, _ in pairs])
@@ -33,5 +34,5 @@ def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: GPT2Tokenizer, pre
         else:
             # A completion that begins with the start token is its own context.
             begun = len(ids) > 0 and np.array_equal(ids[:1], prefix)
-            encoded.append((ids if begun else np.concatenate([prefix, ids]), 1))
+            encoded.append((ids if begun else np.concatenate([prefix, ids]), len(prefix)))
     return encoded

@@ -94,9 +94,9 @@ def list_column(
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Strings: plain, large, view, or dictionary-encoded."""
+    """Strings: plain, large, view, or dictionary-encoded (not views, which Arrow can't decode there)."""
     if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
+        return _is_text(kind.value_type) and not pa.types.is_string_view(kind.value_type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 

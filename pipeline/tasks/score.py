@@ -147,7 +147,9 @@ class ScoreTask:
         if "text" in self.inputs:
             ragged = self.tokenizer.encode_ragged([text for (text,) in texts.values])
             return {row: (np.concatenate([prefix, ids]), 1) for row, ids in zip(texts.rows, ragged, strict=True)}
-        return dict(zip(texts.rows, encode_pairs(texts.values, self.tokenizer, prefix), strict=True))
+        encoded = encode_pairs(texts.values, self.tokenizer, prefix)
+        # What follows nothing is not scored, so the first token is given at least.
+        return {row: (ids, max(1, given)) for row, (ids, given) in zip(texts.rows, encoded, strict=True)}
 
     def num_tokens(self, prepared: ScoreRows) -> int:
         """Tokens in all windows."""

@@ -19,12 +19,15 @@ from pipeline.options import Options
 from pipeline.tasks.likelihoods import Forks, ForkScores, Normalization, likelihoods, normalized
 from pipeline.tasks.prompts import encode_pairs, start_token
 from pipeline.tasks.rows import RowTexts, read_texts
+from pipeline.tasks.sequences import Ids
 
 if TYPE_CHECKING:
     from gpt2model import GPT2Config, GPT2Tokenizer
     from pipeline.batching import PackRunner
 
 TEXT, LABEL = "{text}", "{label}"
+# A prompt with each label: all tokens, and how many of them are the prompt's.
+Fork = list[tuple[Ids, int]]
 
 
 def _checked(template: str) -> str:
@@ -57,6 +60,7 @@ class ZeroShotRows:
     """A group of rows in tokens."""
 
     texts: RowTexts
+    errors: Mapping[int, str]
     forks: Forks
     cut: int
     """Texts that did not fit into the context whole."""
@@ -75,12 +79,13 @@ class ZeroShot:
         self.continuations = [label + after for label in options.labels]
         start = start_token(tokenizer)
         self._start = np.array([] if start is None else [start], np.int64)
-        empty, longest = self._tokens("")
         # The last token of a label is predicted and takes no place.
-        self.room = config.n_positions + 1 - longest
-        if empty >= self.room:
+        self.room = config.n_positions + 1
+        (fork,) = self._encoded([""])
+        empty, taken = fork[0][1], max(len(ids) for ids, _ in fork)
+        if taken >= self.room:
             raise JobError(
-                f"classify.zero_shot: template and longest label take {empty + longest} tokens, and the context of "
+                f"classify.zero_shot: template and longest label take {taken} tokens, and the context of "
                 f"{config.n_positions} must hold the text as well: give a shorter template or shorter labels"
             )
         if empty == 0:
@@ -89,13 +94,12 @@ class ZeroShot:
                 "token that an empty text could begin with: put a word before {text}"
             )
 
-    def _tokens(self, text: str) -> tuple[int, int]:
-        """Tokens of the prompt with this text, and of the longest label behind it."""
-        encoded = self._encoded([text])[0]
-        return encoded[0][1], max(len(ids) - given for ids, given in encoded)
+    def _excess(self, fork: Fork) -> int:
+        """Tokens of a prompt with its longest label that the context has no room for."""
+        return max(len(ids) for ids, _ in fork) - self.room
 
-    def _encoded(self, texts: list[str]) -> list[list[tuple[Any, int]]]:
-        """For each text its prompt with each label: all tokens, and how many of them are the prompt's."""
+    def _encoded(self, texts: list[str]) -> list[Fork]:
+        """For each text its prompt with each label."""
         prompts = [self._before + text + self._between for text in texts]
         pairs = [(prompt, label) for prompt in prompts for label in self.continuations]
         encoded = encode_pairs(pairs, self.tokenizer, self._start)
@@ -105,37 +109,49 @@ class ZeroShot:
     def prepare(self, rows: pa.Table, inputs: Mapping[str, Any]) -> ZeroShotRows:
         """Tokenize the texts with every label."""
         texts = read_texts(rows, inputs)
+        errors = dict(texts.errors)
         given = [text for (text,) in texts.values]
-        encoded = self._encoded(given)
-        cut = [place for place, fork in enumerate(encoded) if fork[0][1] > self.room]
-        for place in cut:
-            encoded[place] = self._encoded([self._shortened(given[place])])[0]
-        forks = Forks(
-            texts.rows,
-            [fork[0][0][: fork[0][1]] for fork in encoded],
-            [[ids[length:] for ids, length in fork] for fork in encoded],
-        )
-        return ZeroShotRows(texts, forks, len(cut))
+        kept, prompts, continuations, cut = [], [], [], 0
+        for row, text, whole in zip(texts.rows, given, self._encoded(given), strict=True):
+            fork = whole
+            if self._excess(fork) > 0:
+                (fork,) = self._encoded([self._shortened(text)])
+                cut += 1
+            if reason := self._refusal(fork):
+                errors[row] = reason
+                continue
+            kept.append(row)
+            prompts.append(fork[0][0][: fork[0][1]])
+            continuations.append([ids[length:] for ids, length in fork])
+        return ZeroShotRows(texts, errors, Forks(kept, prompts, continuations), cut)
+
+    def _refusal(self, fork: Fork) -> str | None:
+        if fork[0][1] == 0:
+            return "the prompt is empty, and the tokenizer has neither a bos nor an eos token that it could begin with"
+        for label, (ids, given) in zip(self.options.labels, fork, strict=True):
+            if given == len(ids):
+                return f"label {label!r} has no tokens of its own behind this text: put a space before {LABEL}"
+        return "text and labels do not fit into the model's context" if self._excess(fork) > 0 else None
 
     def _shortened(self, text: str) -> str:
         """As much of a text as fits, cut between tokens and, as its new end may be read otherwise, cut again."""
-        ragged = self.tokenizer.encode_ragged([text], return_chars=True)
+        kept = text.rstrip()  # white space at the end would go to the labels
+        ragged = self.tokenizer.encode_ragged([kept], return_chars=True)
         assert ragged.chars is not None
-        keep = len(ragged.ids)
-        excess = self._tokens(text)[0] - self.room
-        while excess > 0 and keep > 0:
-            keep = max(0, keep - excess)
-            first = int(ragged.chars[len(ragged.ids) - keep][0]) if keep else len(text)
-            kept = text[first:] if self._keep_end else text[: int(ragged.chars[keep - 1][1]) if keep else 0]
-            excess = self._tokens(kept)[0] - self.room
-        return kept if keep else ""
+        left, whole = len(ragged.ids), kept
+        while left > 0 and (excess := self._excess(self._encoded([kept])[0])) > 0:
+            left = max(0, left - excess)
+            first = int(ragged.chars[len(ragged.ids) - left][0]) if left else len(whole)
+            last = int(ragged.chars[left - 1][1]) if left else 0
+            kept = whole[first:] if self._keep_end else whole[:last].rstrip()
+        return kept
 
     def compute(self, model: Any, prepared: ZeroShotRows, runner: PackRunner) -> ForkScores:
         """Log-likelihood of every label."""
         return likelihoods(model, prepared.forks, runner)
 
     def logits(self, prepared: ZeroShotRows, computed: ForkScores) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """[rows that could be read, labels]; a softmax over them is the scores."""
+        """[forks, labels]; a softmax over them is the scores."""
         rows = [
             normalized(found, self.options.normalize, [len(each) for each in tokens], self.options.labels)
             for tokens, found in zip(prepared.forks.continuations, computed.scores, strict=True)

@@ -153,3 +153,18 @@ def test_a_rows_choice_does_not_depend_on_the_batch_or_the_order(
         assert result.errors.get(place) == single.errors.get(0)
         if alone["scores"] is not None:
             assert together[place]["scores"] == pytest.approx(alone["scores"], rel=1e-5, abs=1e-5)
+
+
+def test_many_choices_are_computed_in_pieces_with_the_same_scores(lm: Chooser) -> None:
+    choices = [sentence(each, 5) for each in range(30)]
+    (whole,), _ = lm(["the cat"], [choices], 4096)
+    (pieces,), _ = lm(["the cat"], [choices], 40)
+    assert pieces["scores"] == pytest.approx(whole["scores"], rel=1e-5)
+
+
+def test_an_empty_prompt_needs_a_start_token(checkpoint: Path) -> None:
+    chooser = Chooser(GPT2LMHeadModel.from_pretrained(checkpoint).requires_grad_(False), checkpoint)
+    chooser.tokenizer.bos_token = chooser.tokenizer.eos_token = None
+    rows, result = chooser(["", "the cat"], [["sat", "ran"], ["sat", "ran"]])
+    assert result.errors[0].startswith("prompt is empty")
+    assert rows[1]["choice"] is not None

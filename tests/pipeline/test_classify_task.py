@@ -69,7 +69,7 @@ def test_scores_equal_the_pipelines(
     reference = transformers.pipeline("text-classification", model=str(folder), tokenizer=str(folder), device="cpu")
     asked = {} if function == "auto" else {"function_to_apply": function}
     expected = [{each["label"]: each["score"] for each in reference(text, top_k=None, **asked)} for text in TEXTS]
-    rows, _ = Classifier(model, checkpoint)(TEXTS, function=function, threshold=0.0)
+    rows, _ = Classifier(model, checkpoint)(TEXTS, function=function, **({"threshold": 0.0} if kind == "multi" else {}))
     for row, scores in zip(rows, expected, strict=True):
         if "value" in row:
             value = by_number(scores) if kind == "numbers" else next(iter(scores.values()))
@@ -217,6 +217,8 @@ def test_zero_shot_shortens_the_text_and_keeps_the_template(lm: Classifier, trun
     ("options", "message"),
     [
         ({"top_k": 9}, "top_k 9: there are only 4 labels"),
+        ({"threshold": 0.9}, "classify.threshold is 0.9, which decides nothing here"),
+        ({"zero_shot": ZERO_SHOT, "function": "sigmoid"}, "zero_shot compares by softmax"),
         ({"zero_shot": ZERO_SHOT, "truncation": "windows"}, "zero_shot can't do"),
         ({"zero_shot": {**ZERO_SHOT, "template": "a " * 80 + "{text} {label}"}}, "give a shorter template"),
     ],
@@ -248,3 +250,26 @@ def test_braces_in_a_text_are_text(lm: Classifier) -> None:
     prompt = "It was: {label} {text} {0.__class__}\nthen "
     found = torch.tensor([reference(lm, prompt, f"{label}.") for label in ZERO_SHOT["labels"]]).softmax(0)
     assert list(rows[0]["scores"].values()) == pytest.approx(found.tolist(), abs=1e-5)
+
+
+def test_white_space_and_labels_that_merge_with_the_text_cost_no_other_row(lm: Classifier) -> None:
+    texts = ["the cat" + " \n\t" * 300, " \n" * 400, "the cat sat"]
+    plain = {"labels": ["cat", "dog"], "template": "{text} {label}"}
+    rows, result = lm(texts, zero_shot=plain, scores=True)
+    assert rows[2]["label"] in plain["labels"]
+    assert result.figures["truncated"] == 2
+    assert rows[0] == lm(["the cat"], zero_shot=plain, scores=True)[0][0]
+
+
+def test_a_label_without_tokens_of_its_own_is_the_rows_error(lm: Classifier) -> None:
+    merging = next(
+        (text, label)
+        for text in ("the c", "the ca", "the h", "the hous")
+        for label in ("at", "t", "ouse", "e")
+        if len(lm.tokenizer(text + label)["input_ids"]) == len(lm.tokenizer(text)["input_ids"])
+    )
+    options = {"labels": [merging[1], "dog"], "template": "{text}{label}"}
+    rows, result = lm([merging[0], "the cat"], zero_shot=options)
+    assert "has no tokens of its own" in result.errors[0]
+    assert rows[0]["label"] is None
+    assert rows[1]["label"] is not None
