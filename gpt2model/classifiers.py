@@ -61,8 +61,7 @@ class GPT2ForSequenceClassification(GPT2PreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        as_record = self.config.return_dict if return_dict is None else return_dict
-        return output if as_record else output.to_tuple()
+        return self.as_asked(output, return_dict)
 
     @torch.no_grad()
     def forward_packed(self, packed: Packed) -> Tensor:
@@ -102,8 +101,7 @@ class GPT2ForTokenClassification(GPT2PreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        as_record = self.config.return_dict if return_dict is None else return_dict
-        return output if as_record else output.to_tuple()
+        return self.as_asked(output, return_dict)
 
     @torch.no_grad()
     def forward_packed(self, packed: Packed) -> Tensor:
@@ -149,8 +147,7 @@ class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        as_record = self.config.return_dict if return_dict is None else return_dict
-        return output if as_record else output.to_tuple()
+        return self.as_asked(output, return_dict)
 
     @torch.no_grad()
     def forward_packed(self, packed: Packed) -> Tensor:

@@ -81,8 +81,7 @@ class GPT2LMHeadModel(GPT2PreTrainedModel):
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
-        as_record = self.config.return_dict if return_dict is None else return_dict
-        return output if as_record else output.to_tuple()
+        return self.as_asked(output, return_dict)
 
 
 class GPT2DoubleHeadsModel(GPT2PreTrainedModel):
@@ -131,8 +130,7 @@ class GPT2DoubleHeadsModel(GPT2PreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        as_record = self.config.return_dict if return_dict is None else return_dict
-        return output if as_record else output.to_tuple()
+        return self.as_asked(output, return_dict)
 
     @torch.no_grad()
     def choice_logits(self, packed: Packed) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,10 @@ from gpt2model.cache import Cache, DynamicCache
 from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
 from gpt2model.layers import Conv1D
-from gpt2model.outputs import BaseModelOutputWithPastAndCrossAttentions
+from gpt2model.outputs import BaseModelOutputWithPastAndCrossAttentions, ModelOutput
 from gpt2model.packing import Packed, PackedAttention
+
+OutputT = TypeVar("OutputT", bound=ModelOutput)
 
 if TYPE_CHECKING:
     from gpt2model.checkpoint import LoadOptions
@@ -82,6 +84,10 @@ class GPT2PreTrainedModel(nn.Module):
         from gpt2model.checkpoint import save_checkpoint
 
         save_checkpoint(self, folder, max_shard_size=max_shard_size)
+
+    def as_asked(self, output: OutputT, return_dict: bool | None) -> OutputT | tuple[Any, ...]:
+        """A record as it is, or as a tuple where `return_dict`, or else the config, says so."""
+        return output if _given(return_dict, self.config.return_dict) else output.to_tuple()
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -221,7 +227,7 @@ class GPT2Model(GPT2PreTrainedModel):
             run.leave(weights, cross_weights)
         last = self.ln_f(hidden).unflatten(0, leading)
         output = run.output(last, cache if caching else None)
-        return output if _given(return_dict, config.return_dict) else output.to_tuple()
+        return self.as_asked(output, return_dict)
 
     @torch.no_grad()
     def forward_packed(self, packed: Packed, *, layer: int = -1) -> Tensor:

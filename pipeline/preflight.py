@@ -186,7 +186,7 @@ def _checkpoint(job: Job, dtype: str) -> tuple[str, CheckpointInfo, gpt2model.GP
         saved = f" (config.json says {', '.join(config.architectures)})" if config.architectures else ""
         raise JobError(
             f"model.path {path}: task {job.task} needs a checkpoint of {architecture}{saved}: "
-            f"name one that was trained for it. {error}"
+            f"name one that was trained for it. {error} (in Python; a job takes trained heads only)"
         ) from error
     except GPT2Error as error:
         raise JobError(f"model.path {path}{f' at {revision}' if revision else ''}: {error}") from error

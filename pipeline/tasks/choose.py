@@ -69,6 +69,11 @@ class ChooseTask:
                 f"choose.normalize is {options.normalize}, and the checkpoint scores choices by its multiple-choice "
                 "head, whose logits have no length: give choose.normalize=none"
             )
+        if self.by_head and not (config.summary_use_proj and config.summary_proj_to_labels):
+            raise JobError(
+                "the checkpoint's multiple-choice head gives a vector and no score (summary_use_proj or "
+                "summary_proj_to_labels is false in its config.json): name one that scores choices"
+            )
         start = start_token(tokenizer)
         self._start = np.array([] if start is None else [start], np.int64)
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpt2model import GPT2LMHeadModel, GPT2Tokenizer
+from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from pipeline.errors import JobError
 from pipeline.tasks.choose import ChooseOptions, ChooseTask
 from tests.pipeline.answers import answers, saved_model
@@ -168,3 +168,10 @@ def test_an_empty_prompt_needs_a_start_token(checkpoint: Path) -> None:
     rows, result = chooser(["", "the cat"], [["sat", "ran"], ["sat", "ran"]])
     assert result.errors[0].startswith("prompt is empty")
     assert rows[1]["choice"] is not None
+
+
+@pytest.mark.parametrize("option", ["summary_use_proj", "summary_proj_to_labels"])
+def test_a_head_that_gives_no_score_is_refused(checkpoint: Path, option: str) -> None:
+    config = GPT2Config.from_pretrained(checkpoint).replace(architectures=("GPT2DoubleHeadsModel",), **{option: False})
+    with pytest.raises(JobError, match=f"gives a vector and no score .*{option}"):
+        ChooseTask(ChooseOptions(), {}, GPT2Tokenizer.from_pretrained(checkpoint), config)
