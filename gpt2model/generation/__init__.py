@@ -1,0 +1,1 @@
+"""From prompts to continuations: options, scores, search, and the engine for many rows."""
