@@ -5,6 +5,7 @@ Shapes: B batch, L positions, T tokens of a pack, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from gpt2model.attention import AttentionImplementation, AttentionMask, GPT2Atte
 from gpt2model.cache import Cache
 from gpt2model.config import GPT2Config
 from gpt2model.layers import GPT2MLP, activated_projection, add_projected, inner_width, project
-from gpt2model.packing import PackedAttention
+
+Attend = Callable[[Tensor, GPT2Attention], Tensor]
+"""From queries, keys and values side by side, [T, 3 * D], and the layer they are of, to mixed values [T, D]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,10 @@ class GPT2Block(nn.Module):
             hidden = hidden + attended
         return hidden + self.mlp(self.ln_2(hidden)), weights, cross_weights
 
-    def forward_packed(self, hidden: Tensor, attend: PackedAttention, scratch: Scratch) -> Tensor:
-        """[T, D] -> [T, D] for a pack of T tokens; writes over its input and leaves dropout out."""
+    def forward_tokens(self, hidden: Tensor, attend: Attend, scratch: Scratch) -> Tensor:
+        """[T, D] -> [T, D] for T tokens of any sequences; writes over its input and leaves dropout out."""
         attn, mlp = self.attn, self.mlp
-        mixed = attend(project(attn.c_attn, self.ln_1(hidden), scratch.qkv), attn.n_head, attn.scale)
+        mixed = attend(project(attn.c_attn, self.ln_1(hidden), scratch.qkv), attn)
         hidden = add_projected(hidden, attn.c_proj, mixed)
         inner = activated_projection(mlp.act, mlp.c_fc, self.ln_2(hidden), scratch.inner)
         return add_projected(hidden, mlp.c_proj, inner)

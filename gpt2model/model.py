@@ -21,7 +21,7 @@ from gpt2model.attention import (
     cross_attention_mask,
     self_attention_mask,
 )
-from gpt2model.block import GPT2Block, Scratch
+from gpt2model.block import Attend, GPT2Block, Scratch
 from gpt2model.cache import Cache, DynamicCache
 from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
@@ -247,12 +247,26 @@ class GPT2Model(GPT2PreTrainedModel):
                 f"sequence {packed.depths.index(longest)} of the pack has {longest} tokens,"
                 f" n_positions is {self.config.n_positions}: shorten it, or slide a window over it"
             )
-        hidden = self._lookup(packed.input_ids, "input_ids").add_(self.wpe(packed.position_ids))
-        attend, scratch = PackedAttention(packed), Scratch.beside(hidden, self.config)
-        for block in cast("list[GPT2Block]", self.h[:depth]):
-            hidden = block.forward_packed(hidden, attend, scratch)
+        hidden = self._through(packed.input_ids, packed.position_ids, PackedAttention(packed), depth)
         last: Tensor = self.ln_f(hidden) if depth == self.config.n_layer else hidden
         return last
+
+    @torch.no_grad()
+    def forward_tokens(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [T, D], after the last layer norm, of tokens [T] at positions [T]; `attend` mixes them.
+
+        For inference, as forward_packed. Raises InputError for an id outside the vocabulary.
+        """
+        last: Tensor = self.ln_f(self._through(input_ids, position_ids, attend, self.config.n_layer))
+        return last
+
+    def _through(self, input_ids: Tensor, position_ids: Tensor, attend: Attend, depth: int) -> Tensor:
+        """What comes out of the first `depth` blocks, [T, D]."""
+        hidden = self._lookup(input_ids, "input_ids").add_(self.wpe(position_ids))
+        scratch = Scratch.beside(hidden, self.config)
+        for block in cast("list[GPT2Block]", self.h[:depth]):
+            hidden = block.forward_tokens(hidden, attend, scratch)
+        return hidden
 
     def _depth(self, layer: int) -> int:
         """How many blocks lie before the hidden states of that number."""

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2model.errors import InputError
+
+if TYPE_CHECKING:
+    from gpt2model.attention import GPT2Attention
 
 # Queries at a time in attention on a CPU.
 _BLOCK = 64
@@ -184,10 +187,10 @@ class PackedAttention:
             self._branching = tuple(_branchings(packed.trunks, packed.branches, packed.input_ids.device))
             self._runs = tuple((each.first, 1, each.trunk) for each in self._branching)
 
-    def __call__(self, projected: Tensor, n_head: int, scale: float) -> Tensor:
+    def __call__(self, projected: Tensor, layer: GPT2Attention) -> Tensor:
         """Queries, keys and values side by side, [T, 3 * D], to mixed values [T, D]; scores are kept in float32."""
         tokens, width = projected.shape[0], projected.shape[1] // 3
-        heads = projected.view(tokens, 3, n_head, width // n_head)
+        heads, scale = projected.view(tokens, 3, layer.n_head, width // layer.n_head), layer.scale
         if _varlen_attn is not None and not self._branching and _varlen_takes(heads):
             ends, longest = self._packed.cu_seqlens, self._packed.max_seqlen
             mixed = _varlen_attn(*heads.unbind(1), ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
