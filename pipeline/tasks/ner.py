@@ -86,15 +86,19 @@ class NerTask:
     ) -> None:
         self.options = options
         self.tokenizer = tokenizer
-        self.context = config.n_positions
+        self.before, self.after = _template(tokenizer)
+        self.room = config.n_positions - len(self.before) - len(self.after)
+        """Tokens of a text that a window holds, between those that the tokenizer adds."""
         self.labels = read_labels(config.id2label)
         if {"text", "tokens"} <= set(columns):
             raise JobError("input.columns names both text and tokens: ner takes one or the other")
         self.inputs = {"tokens": Holds.TEXTS} if "tokens" in columns else {"text": Holds.TEXT}
-        if options.overlap >= config.n_positions:
+        if options.overlap >= self.room:
+            added = f", less the {config.n_positions - self.room} that the tokenizer adds"
             raise JobError(
-                f"ner.overlap {options.overlap} is not below the model's context of {config.n_positions} tokens, and "
-                f"windows would not advance: give {config.n_positions - 1} or less"
+                f"ner.overlap {options.overlap} is not below the model's context of {config.n_positions} tokens"
+                f"{added if self.room < config.n_positions else ''}, and windows would not advance: "
+                f"give {self.room - 1} or less"
             )
 
     @staticmethod
@@ -116,7 +120,7 @@ class NerTask:
         values = [value for (value,) in given.values]
         lists = values if "tokens" in self.inputs else []
         texts = [" ".join(words) for words in lists] if "tokens" in self.inputs else values
-        ragged = self.tokenizer.encode_ragged(texts, add_special_tokens=True, return_chars=True)
+        ragged = self.tokenizer.encode_ragged(texts, return_chars=True)
         windows, own = self._windows(given.rows, ragged)
         tokens, labelled = self._tokens(texts, lists, ragged)
         return NerRows(
@@ -126,22 +130,26 @@ class NerTask:
             windows=windows,
             own=own[labelled],
             tokens=tokens,
-            cut=int((ragged.lengths > self.context).sum()),
+            cut=int((ragged.lengths > self.room).sum()),
         )
 
     def _windows(self, rows: Sequence[int], ragged: Ragged) -> tuple[Sequences, Ints]:
-        """The windows, and where in them each token of the texts is labelled: in the first that holds it."""
+        """The windows, and where in them each token of the texts is labelled: in the first that holds it.
+
+        Each window is framed by what the tokenizer adds to a text, as the windows of transformers' `stride` are.
+        """
         ids, window_rows, own, laid = list[Ids](), list[int](), list[Ids](), 0
         for row, text in zip(rows, ragged, strict=True):
-            for begin, end, first in _cut(len(text), self.context, self.options.overlap):
-                ids.append(text[begin:end])
+            for begin, end, first in _cut(len(text), self.room, self.options.overlap):
+                ids.append(np.concatenate([self.before, text[begin:end], self.after]))
                 window_rows.append(row)
-                own.append(np.arange(laid + first - begin, laid + end - begin))
-                laid += end - begin
+                start = laid + len(self.before) - begin
+                own.append(np.arange(start + first, start + end))
+                laid += len(ids[-1])
         return lay_out(ids, window_rows), concatenate(own)
 
     def _tokens(self, texts: Sequence[str], lists: Sequence[Sequence[str]], ragged: Ragged) -> tuple[Tokens, Ints]:
-        """The tokens that are labelled, and which they are: not those that a template adds, nor those between words."""
+        """The tokens that are labelled, and which they are: not those of no characters, nor those between words."""
         assert ragged.chars is not None
         written = np.flatnonzero(ragged.chars[:, 1] > ragged.chars[:, 0])
         token_texts = np.repeat(np.arange(len(texts)), ragged.lengths)[written]
@@ -212,6 +220,15 @@ def _cut(total: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]
     """Windows (begin, end, first) over `total` tokens: of begin..end-1 those from `first` on are in no earlier one."""
     for begin in range(0, max(total - overlap, min(total, 1)), window - overlap):
         yield begin, min(begin + window, total), begin + overlap if begin else 0
+
+
+def _template(tokenizer: GPT2Tokenizer) -> tuple[Ids, Ids]:
+    """Ids that the tokenizer adds before and behind a text."""
+    (content,) = tokenizer.encode_ragged(["a"])
+    whole = tokenizer.encode_ragged(["a"], add_special_tokens=True, return_chars=True)
+    assert whole.chars is not None
+    first = int(np.argmax(whole.chars[:, 1] > whole.chars[:, 0]))
+    return whole.ids[:first], whole.ids[first + len(content) :]
 
 
 def _not_finite(windows: Sequences, probabilities: npt.NDArray[np.float32]) -> dict[int, str]:

@@ -112,6 +112,31 @@ def test_a_long_document_has_the_entities_of_its_windows(tagger: Tagger) -> None
             assert inside[start:end].all() == (label != 0)
 
 
+@pytest.mark.parametrize(("bos", "eos"), [(False, False), (True, False), (False, True), (True, True)])
+def test_every_window_is_framed_by_the_tokens_that_the_tokenizer_adds(
+    tagger: Tagger, checkpoint: Path, bos: bool, eos: bool
+) -> None:
+    framed = Tagger(tagger.model, checkpoint)
+    framed.tokenizer.add_bos_token, framed.tokenizer.add_eos_token = bos, eos
+    document = "".join(char for char in sentence(6, 200) if char.isascii())
+    ragged = framed.tokenizer.encode_ragged([document], return_chars=True)
+    assert ragged.chars is not None
+    end, room, overlap = framed.tokenizer.eos_token_id, framed.model.config.n_positions - bos - eos, 16
+    expected = list[tuple[str, str, float]]()
+    for begin in range(0, len(ragged.ids) - overlap, room - overlap):
+        ids = ragged.ids[begin : begin + room].tolist()
+        logits = framed.model(torch.tensor([[end] * bos + ids + [end] * eos])).logits[0, bos : bos + len(ids)]
+        for place in range(overlap if begin else 0, len(ids)):
+            word = document[slice(*ragged.chars[begin + place].tolist())].strip()
+            score, label = logits[place].softmax(-1).max(-1)
+            if word and label:
+                expected.append((IOB[label], word, score.item()))
+    (found,) = framed.entities([document], strategy="none")
+    assert len(expected) > 150
+    assert [(each["entity_group"], each["word"]) for each in found] == [each[:2] for each in expected]
+    np.testing.assert_allclose([each["score"] for each in found], [each[2] for each in expected], atol=1e-5)
+
+
 def test_parts_that_windows_do_not_cut_have_the_documents_entities(tagger: Tagger) -> None:
     document = sentence(5, 200)
     (whole,) = tagger.entities([document])
@@ -170,8 +195,14 @@ def test_bad_rows_cost_only_themselves_and_an_empty_text_has_no_entities(tagger:
     assert len(rows[2]["tags"]) == 1
 
 
-def test_options_that_the_checkpoint_cannot_honour_are_refused(tagger: Tagger) -> None:
-    with pytest.raises(JobError, match=r"ner\.overlap 64 is not below the model's context of 64"):
+def test_options_that_the_checkpoint_cannot_honour_are_refused(tagger: Tagger, checkpoint: Path) -> None:
+    with pytest.raises(
+        JobError, match=r"ner\.overlap 64 is not below the model's context of 64 tokens, and .* give 63 "
+    ):
         tagger({"text": ["x"]}, overlap=64)
+    framed = Tagger(tagger.model, checkpoint)
+    framed.tokenizer.add_bos_token = True
+    with pytest.raises(JobError, match=r"of 64 tokens, less the 1 that the tokenizer adds, and .* give 62 or less"):
+        framed({"text": ["x"]}, overlap=63)
     with pytest.raises(JobError, match="both text and tokens"):
         tagger({"text": ["x"], "tokens": [["x"]]})
