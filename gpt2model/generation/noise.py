@@ -49,7 +49,8 @@ def _gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
     bits = _hashed(keys[:, None] + _GAMMA * (tokens + 1))
     # The wait for a Poisson event. The shortest wait wins, so that small ones want the full precision of a float.
     uniform = _shifted(bits, 11).float().mul_(2.0**-53).clamp_(min=2.0**-54)
-    return uniform.neg_().log1p_().neg_().log_().neg_()
+    noise: Tensor = uniform.neg_().log1p_().neg_().log_().neg_()
+    return noise
 
 
 def _folded(keys: Tensor, values: Tensor) -> Tensor:

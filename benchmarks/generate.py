@@ -1,0 +1,211 @@
+"""Generation speed of a random 124M GPT-2, against transformers and CTranslate2 on the same weights, in one run.
+
+    python -m benchmarks.generate [--prompts 256] [--rounds 1] [--json]
+
+Greedy, every row to a limit of its own, which is drawn lognormal from 4 to 256 as the prompts' lengths are; once with
+prompts that have nothing in common and once behind a shared prefix of 200 tokens. The others run batch by batch, to the
+greatest limit of a batch; their batch size, and whether rows are sorted by prompt or by limit, is what is quickest for
+them on the first quarter of the rows. Only tokens within a row's limit count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.machine import beside_the_rate, describe, median, print_table, seconds
+from benchmarks.score import SHARED
+from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+from gpt2model.generation import Engine, GenerationConfig, Request, share_prefixes
+
+Ids = npt.NDArray[np.int64]
+Order = Literal["prompt", "limit"]
+BATCHES = (8, 16, 32, 64)
+SLOTS = 64
+CACHE_TOKENS = 64 * 384
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Prompts, how many tokens each is to get, and how many tokens all of them begin with."""
+
+    name: str
+    prompts: Sequence[Ids]
+    limits: Sequence[int]
+    prefix: int
+
+    @property
+    def new_tokens(self) -> int:
+        return sum(self.limits)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+    def quarter(self) -> Workload:
+        """The first quarter of the rows."""
+        rows = max(1, len(self.prompts) // 4)
+        return Workload(self.name, self.prompts[:rows], self.limits[:rows], self.prefix)
+
+    def batches(self, size: int, order: Order) -> Iterator[tuple[list[Ids], int]]:
+        """Rows in batches, sorted, with each batch's greatest limit."""
+        keys = [len(prompt) for prompt in self.prompts] if order == "prompt" else self.limits
+        ordered = sorted(range(len(keys)), key=lambda row: keys[row])
+        for start in range(0, len(ordered), size):
+            rows = ordered[start : start + size]
+            yield [self.prompts[row] for row in rows], max(self.limits[row] for row in rows)
+
+
+def make_workload(name: str, rows: int, prefix: int) -> Workload:
+    """Random tokens: prompts of lognormal length (mean 123) behind a prefix, limits lognormal from 4 to 256 (mean 64)."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(4.5, 0.8, rows), 8, 1023 - 256 - prefix).astype(int)
+    limits = np.clip(random.lognormal(3.9, 0.8, rows), 4, 256).astype(int)
+    shared = random.integers(0, 50_257, prefix)
+    prompts = [np.concatenate([shared, random.integers(0, 50_257, length)]) for length in lengths]
+    return Workload(name, prompts, limits.tolist(), prefix)
+
+
+def our_engine(model: GPT2LMHeadModel, told: dict[str, float]) -> Callable[[Workload], object]:
+    """Ours, as the generate task runs it: longest limits first, prefixes found by itself; fills in what it tells."""
+
+    def run(work: Workload) -> object:
+        engine = Engine(model, GenerationConfig(), slots=SLOTS, cache_tokens=CACHE_TOKENS)
+        prefixes = share_prefixes(work.prompts, least=32)
+        order = sorted(range(len(work.prompts)), key=lambda row: -work.limits[row])
+        requests = [Request(work.prompts[row], work.limits[row], row, prefix=prefixes[row]) for row in order]
+        answers = {answer.request.ticket: answer for answer in engine.run(requests)}
+        assert [len(answers[row].token_ids) for row in range(len(work.limits))] == list(work.limits)
+        counts = engine.counts
+        told["slots in use"] = counts.busy_rows / max(counts.busy_steps, 1) / SLOTS
+        told["cache wasted"] = 1 - counts.filled_steps / counts.block_steps
+        return answers
+
+    return run
+
+
+def transformers_engine(folder: str, size: int, order: Order) -> Callable[[Workload], object]:
+    """transformers' generate, padded at the left to the longest of a batch."""
+    import transformers
+
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    model.generation_config.eos_token_id = None
+
+    def run(work: Workload) -> object:
+        last = None
+        for prompts, limit in work.batches(size, order):
+            longest = max(map(len, prompts))
+            ids = torch.stack([torch.from_numpy(np.pad(each, (longest - len(each), 0))) for each in prompts])
+            mask = torch.stack([(torch.arange(longest) >= longest - len(each)).long() for each in prompts])
+            last = model.generate(ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, pad_token_id=0)
+            assert last.shape == (len(prompts), longest + limit)
+        return last
+
+    return run
+
+
+def ctranslate2_engine(generator: Any, names: Sequence[str], size: int, order: Order) -> Callable[[Workload], object]:
+    """CTranslate2 in float32, the shared prefix as its static prompt."""
+
+    def run(work: Workload) -> object:
+        results = None
+        for prompts, limit in work.batches(size, order):
+            tokens = [[names[each] for each in prompt[work.prefix :].tolist()] for prompt in prompts]
+            static = [names[each] for each in prompts[0][: work.prefix].tolist()] or None
+            results = generator.generate_batch(
+                tokens,
+                max_batch_size=size,
+                max_length=limit,
+                min_length=limit,
+                sampling_topk=1,
+                static_prompt=static,
+                include_prompt_in_result=False,
+            )
+            assert all(len(each.sequences_ids[0]) == limit for each in results)
+        return results
+
+    return run
+
+
+def quickest(make: Callable[[int, Order], Callable[[Workload], object]], work: Workload) -> tuple[int, Order]:
+    """The batch size and the order that suit an engine best."""
+    orders: tuple[Order, ...] = ("prompt", "limit")
+    took = {}
+    for size, order in product(BATCHES, orders):
+        engine = make(size, order)
+        took[size, order] = seconds(lambda engine=engine: engine(work))  # type: ignore[misc]
+    return min(took, key=lambda each: took[each])
+
+
+def compare(
+    work: Workload, engines: dict[str, Callable[[Workload], object]], rounds: int
+) -> dict[str, dict[str, float]]:
+    """New tokens a second of each engine, and the time against ours, round by round."""
+    took: list[dict[str, float]] = []
+    for _ in range(rounds):
+        took.append({name: beside_the_rate(lambda engine=engine: engine(work))[0] for name, engine in engines.items()})  # type: ignore[misc]
+    return {
+        name: {
+            "new tokens/s": median(work.new_tokens / each[name] for each in took),
+            "time against ours": median(each[name] / each["ours"] for each in took),
+        }
+        for name in engines
+    }
+
+
+@click.command()
+@click.option("--rounds", default=1, show_default=True)
+@click.option("--prompts", default=256, show_default=True)
+@click.option("--threads", default=min(2, os.cpu_count() or 1), show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def main(rounds: int, prompts: int, threads: int, as_json: bool) -> None:
+    """Measure, and print a table or one JSON object."""
+    import ctranslate2
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    result: dict[str, Any] = {"machine": describe(["torch", "transformers", "ctranslate2"])}
+    with tempfile.TemporaryDirectory() as folder:
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+        model = GPT2LMHeadModel.from_pretrained(folder)
+        tokenizer = GPT2Tokenizer.from_pretrained(SHARED / "gpt2-tokenizer")
+        tokenizer.save_pretrained(folder)
+        names = [str(tokenizer.convert_ids_to_tokens(each)) for each in range(model.config.vocab_size)]
+        ctranslate2.converters.TransformersConverter(folder).convert(f"{folder}/ct2", quantization="float32")
+        generator = ctranslate2.Generator(f"{folder}/ct2", intra_threads=threads, compute_type="float32")
+        peers: dict[str, Callable[[int, Order], Callable[[Workload], object]]] = {
+            "transformers": lambda size, order: transformers_engine(folder, size, order),
+            "CTranslate2": lambda size, order: ctranslate2_engine(generator, names, size, order),
+        }
+        for name, prefix in (("nothing shared", 0), ("prefix of 200 tokens", 200)):
+            work, told = make_workload(name, prompts, prefix), dict[str, float]()
+            engines = {"ours": our_engine(model, told)}
+            for peer, make in peers.items():
+                size, order = quickest(make, work.quarter())
+                engines[f"{peer}, batches of {size}, by {order}"] = make(size, order)
+            result[name] = compare(work, engines, rounds)
+            result[name]["ours"].update(told)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    print(", ".join(f"{key} {value}" for key, value in result.pop("machine").items()))
+    for name, figures in result.items():
+        rows = [
+            {"engine": engine, **{key: f"{found.get(key, float('nan')):,.2f}" for key in figures["ours"]}}
+            for engine, found in figures.items()
+        ]
+        print_table(name, rows)
+
+
+if __name__ == "__main__":
+    main()

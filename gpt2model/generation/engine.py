@@ -1,0 +1,260 @@
+"""Continuous batching: many continuations at once, each beginning as soon as another's end makes room for it.
+
+A step reads the prompts that are admitted to it, whole and without padding, and gives every sequence under way one more
+token. Nothing that a sequence is given depends on its neighbours.
+
+Shapes: T tokens of a step, R sequences that get a token in it, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2model import onednn
+from gpt2model.errors import InputError
+from gpt2model.generation.blocks import BLOCK, BlockPool, blocks_for
+from gpt2model.generation.choice import Choice, Chooser
+from gpt2model.generation.config import GenerationConfig
+from gpt2model.generation.context import NO_TOKEN, Context
+from gpt2model.generation.noise import step_keys, stream_keys
+from gpt2model.generation.requests import Continuation, FinishReason, Ids, Request
+from gpt2model.generation.schedule import Schedule, Step
+from gpt2model.generation.step_attention import UNSEEN, Behind, Decoding, StepAttention
+from gpt2model.generation.stopping import StopStrings
+from gpt2model.packing import pack
+
+if TYPE_CHECKING:
+    from gpt2model.heads import GPT2DoubleHeadsModel, GPT2LMHeadModel
+
+LEAST_ROWS = 16
+"""Rows of every matrix product. Products of fewer are computed in another order on a CPU, and rounded otherwise."""
+NOT_SOUND = "no token can be chosen: the scores are not finite, or the options leave no token"
+
+
+@dataclass(slots=True)
+class EngineCounts:
+    """What an engine has done since it was made."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    """Tokens read, without those that a prefix saved."""
+    new_tokens: int = 0
+    busy_steps: int = 0
+    """Steps after which requests still waited."""
+    busy_rows: int = 0
+    """Slots that were in use in those."""
+    block_steps: int = 0
+    """Positions of the blocks in use, added up over steps."""
+    filled_steps: int = 0
+    """Positions of them that held something."""
+
+
+class Engine:
+    """Continues requests by one model under one set of options. Not for several threads at once."""
+
+    def __init__(
+        self,
+        model: GPT2LMHeadModel | GPT2DoubleHeadsModel,
+        config: GenerationConfig,
+        *,
+        slots: int,
+        cache_tokens: int,
+        tokens_per_step: int = 2048,
+        logprobs: bool = False,
+        stop: StopStrings | None = None,
+    ) -> None:
+        """`slots` sequences are under way at most; keys and values are kept for `cache_tokens` positions.
+
+        Of the config, what is about lengths, beams and outputs is the requests' own affair and not looked at, and
+        `stop_strings` come as the automaton `stop`. A step reads at most `tokens_per_step` tokens, or one prompt.
+
+        Raises InputError for a cache that can't hold one sequence of the model's context.
+        """
+        positions = model.config.n_positions
+        least = BLOCK * (blocks_for(positions) + 1)
+        if cache_tokens < least or slots < 1:
+            raise InputError(
+                f"slots={slots} and cache_tokens={cache_tokens}: give at least 1 and {least}, which holds one sequence "
+                f"of {positions} positions"
+            )
+        self.counts = EngineCounts()
+        self._model = model
+        self._head: Tensor = model.lm_head.weight
+        self._device = model.device
+        self._chooser = Chooser(config, logprobs=logprobs)
+        self._stop = stop
+        self._slots = slots
+        pool = BlockPool(model.config, cache_tokens // BLOCK, model.dtype, self._device)
+        self._schedule = Schedule(pool, slots, positions, tokens_per_step)
+        self._eos = torch.tensor(config.eos_token_id or (), dtype=torch.int64, device=self._device)
+        # What a slot's sequence holds, by slot: all its tokens, log-probabilities at their places, and so on.
+        self._ids = torch.full((slots, positions + 1), NO_TOKEN, device=self._device)
+        self._logprobs = torch.zeros(slots, positions + 1, device=self._device) if logprobs else None
+        self._streams = torch.zeros(slots, dtype=torch.int64, device=self._device)
+        self._stop_states = torch.zeros(slots, dtype=torch.int64, device=self._device)
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that were submitted and not answered."""
+        return len(self._schedule.waiting) + len(self._schedule.running)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether more requests could be taken in soon: fewer wait than there are slots."""
+        return len(self._schedule.waiting) < self._slots
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Put requests behind those that wait. Raises InputError for one that can never be begun."""
+        for request in requests:
+            self._schedule.submit(request)
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Continuation]:
+        """Continue all requests, which are taken from their iterator as they are needed; answers come as they end."""
+        source = iter(requests)
+        while True:
+            if self.wants_more:
+                self.submit(islice(source, self._slots))
+            if not self.unfinished:
+                return
+            yield from self.step()
+
+    @torch.inference_mode()
+    def step(self) -> list[Continuation]:
+        """One token for every sequence under way; returns those that ended. Something must be unfinished."""
+        step = self._schedule.step()
+        slots = torch.tensor(step.slots, device=self._device)
+        self._begin(step)
+        states = self._read(step, slots)
+        choice = self._choose(states, slots)
+        ended = self._take_in(choice, step, slots)
+        self._count(step)
+        return ended
+
+    def _begin(self, step: Step) -> None:
+        """Lay the prompts of the sequences that begin into their slots."""
+        for slot in step.slots[len(step.decoding) :]:
+            request = self._schedule.running[slot].request
+            self._ids[slot] = NO_TOKEN
+            self._ids[slot, : len(request.prompt_ids)] = torch.from_numpy(request.prompt_ids).to(self._device)
+            self.counts.prompt_tokens += len(request.prompt_ids) - int(self._schedule.own[slot])
+            seed, row, sample = (torch.tensor([each]) for each in (request.seed, request.row, request.sample))
+            self._streams[slot] = stream_keys(seed, row, sample)[0]
+            if self._stop is not None:
+                self._stop_states[slot] = self._stop.start(1, self._device)[0]
+
+    def _read(self, step: Step, slots: Tensor) -> Tensor:
+        """Hidden states after the newest token of each sequence: [at least LEAST_ROWS, D], the first R of them real."""
+        schedule, count = self._schedule, len(step.decoding)
+        positions, blocks, offsets = (self._padded(each) for each in schedule.places(step))
+        begun = [(schedule.running[slot], int(schedule.own[slot])) for slot in step.slots[count:]]
+        prompts = [entry.request.prompt_ids[own:] for entry, own in begun]
+        plain = [each.prefix.ids for each in step.loading] + prompts[: len(step.plain)]
+        read = [*plain, *prompts[len(step.plain) :]]
+        lengths = [1] * count + [len(each) for each in read]
+        newest = self._ids[slots[:count], positions[:count]]
+        ids = torch.cat([newest, torch.from_numpy(np.concatenate([*read, np.zeros(0, np.int64)])).to(self._device)])
+        ids = F.pad(ids, (0, len(positions) - len(ids)))
+        # Padding writes behind the pool's blocks.
+        blocks[sum(lengths) :] = schedule.pool.blocks
+        attention = StepAttention(
+            schedule.pool,
+            blocks,
+            offsets,
+            self._decoding(step),
+            pack(plain).to(self._device) if plain else None,
+            self._behind(step, count + sum(map(len, plain))),
+        )
+        hidden = self._model.transformer.forward_tokens(ids, positions, attention)
+        # A prefix is read for others' sake: nothing is chosen after it.
+        lasts = np.delete(np.cumsum(lengths) - 1, np.arange(count, count + len(step.loading)))
+        return hidden[self._padded(lasts)]
+
+    def _padded(self, values: Ids) -> Tensor:
+        """Whole numbers on the device, zeros behind them up to LEAST_ROWS."""
+        return torch.from_numpy(np.pad(values, (0, max(0, LEAST_ROWS - len(values))))).to(self._device)
+
+    def _decoding(self, step: Step) -> Decoding | None:
+        if not step.decoding:
+            return None
+        owners, filled, table = (
+            torch.from_numpy(each).to(self._device) for each in self._schedule.table(step.decoding)
+        )
+        empty = torch.arange(BLOCK, device=self._device) >= filled[:, None]
+        return Decoding(owners, empty[:, None] * UNSEEN, table)
+
+    def _behind(self, step: Step, start: int) -> list[Behind]:
+        """The prefixes that matter in this step; prompts behind them begin with token `start` of the step."""
+        reading = {id(shared): members for shared, members in step.behind}
+        row_of = {slot: row for row, slot in enumerate(step.decoding)}
+        found = []
+        # Those that are read behind come first and in the step's order, so that their spans follow one another.
+        every = [shared for shared, _ in step.behind] + self._schedule.held()
+        for shared in {id(each): each for each in every}.values():
+            rows = [row_of[slot] for slot in sorted(shared.running) if slot in row_of]
+            spans = []
+            for slot in reading.get(id(shared), ()):
+                spans.append(slice(start, start + int(self._schedule.tokens[slot] - self._schedule.own[slot])))
+                start = spans[-1].stop
+            if rows or spans:
+                padded = rows + rows[:1] * max(0, LEAST_ROWS - len(rows))
+                blocks, places = (torch.tensor(each, device=self._device) for each in (shared.blocks, padded))
+                found.append(Behind(blocks, len(shared.prefix.ids), places.long(), spans))
+        return found
+
+    def _choose(self, states: Tensor, slots: Tensor) -> Choice:
+        logits = onednn.linear(states, self._head) if onednn.takes(states) else states @ self._head.T
+        names, schedule = slots.tolist(), self._schedule
+        held = np.stack([schedule.tokens[names], schedule.prompts[names], schedule.limits[names]])
+        lengths, prompts, limits = torch.from_numpy(held).to(self._device)
+        context = None
+        if self._chooser.needs_context:
+            context = Context(self._ids[slots, : held[0].max()], lengths, prompts, limits)
+        return self._chooser(logits[: len(names)].float(), context, step_keys(self._streams[slots], lengths - prompts))
+
+    def _take_in(self, choice: Choice, step: Step, slots: Tensor) -> list[Continuation]:
+        """Append the chosen tokens, and end the sequences that are at their end."""
+        schedule, names = self._schedule, np.array(step.slots)
+        places = torch.from_numpy(schedule.tokens[names]).to(self._device)
+        self._ids[slots, places] = choice.tokens
+        if self._logprobs is not None and choice.logprobs is not None:
+            self._logprobs[slots, places] = choice.logprobs
+        at_eos = torch.isin(choice.tokens, self._eos)
+        stopped = torch.zeros_like(at_eos)
+        if self._stop is not None:
+            states = self._stop.step(self._stop_states[slots], choice.tokens)
+            self._stop_states[slots] = states
+            stopped = self._stop.found(states)
+        # One transfer: whatever else there is to know, the host knows.
+        sound, eos, stop = torch.stack([choice.sound, at_eos, stopped]).cpu().numpy()
+        schedule.tokens[names] += 1
+        over = ~sound | eos | stop | (schedule.tokens[names] >= schedule.limits[names])
+        return [
+            self._end(int(names[row]), "eos" if eos[row] else "stop" if stop[row] else "length", bool(sound[row]))
+            for row in np.flatnonzero(over)
+        ]
+
+    def _end(self, slot: int, reason: FinishReason, sound: bool) -> Continuation:
+        schedule = self._schedule
+        own = slice(int(schedule.prompts[slot]), int(schedule.tokens[slot]) - (not sound))
+        tokens = self._ids[slot, own].cpu().numpy().copy()
+        logprobs = None if self._logprobs is None else self._logprobs[slot, own].cpu().numpy().copy()
+        self.counts.new_tokens += len(tokens)
+        return Continuation(schedule.end(slot), tokens, reason, logprobs, None if sound else NOT_SOUND)
+
+    def _count(self, step: Step) -> None:
+        counts, schedule, running = self.counts, self._schedule, list(self._schedule.running)
+        counts.steps += 1
+        if schedule.waiting:
+            counts.busy_steps += 1
+            counts.busy_rows += len(step.slots)
+        filled = (schedule.tokens - schedule.own)[running].sum() + sum(len(each.prefix.ids) for each in schedule.held())
+        counts.filled_steps += int(filled)
+        counts.block_steps += schedule.pool.taken * BLOCK

@@ -1,0 +1,248 @@
+"""The engine's bookkeeping, on the host: who has which slot and which blocks, and what a step reads.
+
+A sequence has a slot from its admission to its end, and blocks for its own tokens; a prefix has blocks while sequences
+behind it may come. Everything here is numbers; keys, values and chosen tokens are on the device.
+
+Shapes: T tokens of a step, B sequences that take one token, N blocks, J blocks of the longest sequence.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gpt2model.errors import InputError
+from gpt2model.generation.blocks import BLOCK, BlockPool, blocks_for
+from gpt2model.generation.requests import Ids, Prefix, Request
+
+NOBODY = -1
+
+
+@dataclass(slots=True)
+class Shared:
+    """A prefix that is in the pool or is to be."""
+
+    prefix: Prefix
+    to_come: int
+    """Members that have not ended yet."""
+    blocks: list[int] = field(default_factory=list)
+    """Empty while it is not in the pool."""
+    running: set[int] = field(default_factory=set)
+    """Slots of the members that are under way."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A sequence in a slot; what changes with every step stands in the schedule's arrays."""
+
+    request: Request
+    shared: Shared | None
+    promised: int
+    """Blocks set aside for what is still to come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step reads: B sequences' newest tokens, then whole prompts, some of them behind a prefix.
+
+    `plain` are token sequences without a prefix before them (prefixes themselves among them), `behind` those with one.
+    """
+
+    decoding: Sequence[int]
+    """Slots of the B sequences."""
+    loading: Sequence[Shared]
+    plain: Sequence[int]
+    behind: Sequence[tuple[Shared, Sequence[int]]]
+
+    @property
+    def slots(self) -> list[int]:
+        """All slots that get a token, in the order of the step's tokens."""
+        return [*self.decoding, *self.plain, *(slot for _, members in self.behind for slot in members)]
+
+
+class Schedule:
+    """Admits requests in their order, and keeps the tables of slots and blocks.
+
+    By slot: `tokens` that the sequence has, the prompt's included (the newest one is not in the pool yet), tokens of its
+    `prompts`, the `limits` at which it ends, and the position at which its `own` blocks begin: where the prefix ends.
+    """
+
+    def __init__(self, pool: BlockPool, slots: int, n_positions: int, tokens_per_step: int) -> None:
+        self.pool = pool
+        self.waiting: deque[Request] = deque()
+        self.running: dict[int, Running] = {}
+        self.tokens, self.prompts, self.limits, self.own = np.zeros((4, slots), np.int64)
+        self._n_positions = n_positions
+        self._tokens_per_step = tokens_per_step
+        self._free = list(range(slots))[::-1]
+        self._shared: dict[int, Shared] = {}
+        # By slot: its blocks, and how many; by block: whose it is, and which one of his.
+        self._blocks = np.zeros((slots, blocks_for(n_positions)), np.int64)
+        self._used = np.zeros(slots, np.int64)
+        self._owner = np.full(pool.blocks, NOBODY, np.int64)
+        self._place = np.zeros(pool.blocks, np.int64)
+
+    def submit(self, request: Request) -> None:
+        """Put a request behind the others. Raises InputError for one that can never be begun."""
+        prompt, prefix = request.prompt_ids, request.prefix
+        if not 0 < len(prompt) <= self._n_positions:
+            raise InputError(
+                f"a prompt of {len(prompt)} tokens: it needs one at least, and n_positions is {self._n_positions}: "
+                "leave out its beginning, or give an empty text a start token"
+            )
+        if request.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={request.max_new_tokens} must be at least 1")
+        if prefix is not None:
+            if not 0 < len(prefix.ids) < len(prompt) or not np.array_equal(prefix.ids, prompt[: len(prefix.ids)]):
+                raise InputError("a prefix is what the prompt begins with, and leaves at least one token of it")
+            self._shared.setdefault(id(prefix), Shared(prefix, to_come=prefix.members))
+        self.waiting.append(request)
+
+    def step(self) -> Step:
+        """Admit what there is room for, and say what the next step reads."""
+        decoding = sorted(self.running)
+        self._grow(np.array(decoding, np.int64))
+        budget = self._tokens_per_step - len(decoding)
+        loading: list[Shared] = []
+        admitted: list[int] = []
+        while self.waiting and self._free:
+            request = self.waiting[0]
+            shared = None if request.prefix is None else self._shared[id(request.prefix)]
+            loads = shared is not None and not shared.blocks
+            cost = len(request.prompt_ids) - (0 if loads else _before(shared))
+            if (cost > budget and (admitted or decoding)) or not self._has_room(request, shared):
+                break
+            self.waiting.popleft()
+            budget -= cost
+            if shared is not None and loads:
+                self._load(shared)
+                loading.append(shared)
+            admitted.append(self._admit(request, shared))
+        return self._sorted(decoding, loading, admitted)
+
+    def held(self) -> list[Shared]:
+        """The prefixes that are in the pool."""
+        return [each for each in self._shared.values() if each.blocks]
+
+    def end(self, slot: int) -> Request:
+        """Give a slot and its blocks back."""
+        ended = self.running.pop(slot)
+        blocks = self._blocks[slot, : self._used[slot]].tolist()
+        self._free.append(slot)
+        self._used[slot] = 0
+        self.pool.give_back(blocks)
+        self.pool.release(ended.promised)
+        self._owner[blocks] = NOBODY
+        if ended.shared is not None:
+            ended.shared.running.discard(slot)
+            ended.shared.to_come -= 1
+            if ended.shared.to_come == 0:
+                self._unload(ended.shared)
+                del self._shared[id(ended.shared.prefix)]
+        return ended.request
+
+    def places(self, step: Step) -> tuple[Ids, Ids, Ids]:
+        """Of each token of the step, [T]: its position, the block its keys and values go to, and the place there."""
+        decoding = np.array(step.decoding, np.int64)
+        positions = [self.tokens[decoding] - 1]
+        own = [positions[0] - self.own[decoding]]
+        blocks = [self._blocks[decoding, own[0] // BLOCK]]
+        for each in step.loading:
+            positions.append(np.arange(len(each.prefix.ids)))
+            own.append(positions[-1])
+            blocks.append(np.array(each.blocks)[own[-1] // BLOCK])
+        for slot in step.slots[len(decoding) :]:
+            positions.append(np.arange(self.own[slot], self.tokens[slot]))
+            own.append(positions[-1] - self.own[slot])
+            blocks.append(self._blocks[slot, own[-1] // BLOCK])
+        return np.concatenate(positions), np.concatenate(blocks), np.concatenate(own) % BLOCK
+
+    def table(self, decoding: Sequence[int]) -> tuple[Ids, Ids, Ids]:
+        """The sequences over the pool: each block's owner [N] and filled places [N], each sequence's blocks [B, J].
+
+        Owners count among the B sequences; see step_attention.Decoding for the table's other entries.
+        """
+        slots, count = np.array(decoding, np.int64), len(decoding)
+        used = self._used[slots]
+        valid = np.arange(used.max()) < used[:, None]
+        table = self._blocks[slots, : used.max()]
+        blocks = 1 + int(table[valid].max())
+        # One more, which NOBODY finds.
+        row_of = np.full(len(self.tokens) + 1, NOBODY, np.int64)
+        row_of[slots] = np.arange(count)
+        owners = row_of[self._owner[:blocks]]
+        held = (self.tokens - self.own)[slots][owners] - self._place[:blocks] * BLOCK
+        filled = np.where(owners == NOBODY, 0, held.clip(0, BLOCK))
+        prefix = np.where(self.own[slots] > 0, blocks + np.arange(count), blocks + count)
+        return owners.clip(0), filled, np.column_stack([prefix, np.where(valid, table, blocks + count)])
+
+    def _needs(self, request: Request, shared: Shared | None) -> int:
+        """Blocks for all that a request may come to. The last token is never read, so that it needs no position."""
+        return blocks_for(self._limit(request) - 1 - _before(shared))
+
+    def _limit(self, request: Request) -> int:
+        return min(len(request.prompt_ids) + request.max_new_tokens, self._n_positions + 1)
+
+    def _has_room(self, request: Request, shared: Shared | None) -> bool:
+        """Whether the blocks for a request can be promised, if need be after prefixes that nobody is behind left."""
+        needed = self._needs(request, shared)
+        if shared is not None and not shared.blocks:
+            needed += blocks_for(len(shared.prefix.ids))
+        for other in self._shared.values():
+            if self.pool.unpromised >= needed:
+                break
+            if other is not shared and not other.running:
+                self._unload(other)
+        return self.pool.unpromised >= needed
+
+    def _load(self, shared: Shared) -> None:
+        count = blocks_for(len(shared.prefix.ids))
+        self.pool.promise(count)
+        shared.blocks = [self.pool.take() for _ in range(count)]
+
+    def _unload(self, shared: Shared) -> None:
+        self.pool.give_back(shared.blocks)
+        shared.blocks = []
+
+    def _admit(self, request: Request, shared: Shared | None) -> int:
+        slot, promised = self._free.pop(), self._needs(request, shared)
+        self.pool.promise(promised)
+        self.running[slot] = Running(request, shared, promised)
+        if shared is not None:
+            shared.running.add(slot)
+        self.tokens[slot] = self.prompts[slot] = len(request.prompt_ids)
+        self.limits[slot], self.own[slot] = self._limit(request), _before(shared)
+        for _ in range(blocks_for(len(request.prompt_ids) - _before(shared))):
+            self._take(slot)
+        return slot
+
+    def _grow(self, decoding: Ids) -> None:
+        """Have a block for the newest token of each sequence."""
+        full = self.tokens[decoding] - self.own[decoding] > self._used[decoding] * BLOCK
+        for slot in decoding[full].tolist():
+            self._take(slot)
+
+    def _take(self, slot: int) -> None:
+        block, place = self.pool.take(), self._used[slot]
+        self.running[slot].promised -= 1
+        self._owner[block], self._place[block] = slot, place
+        self._blocks[slot, place] = block
+        self._used[slot] += 1
+
+    def _sorted(self, decoding: Sequence[int], loading: Sequence[Shared], admitted: Sequence[int]) -> Step:
+        plain, behind = [], dict[int, tuple[Shared, list[int]]]()
+        for slot in admitted:
+            shared = self.running[slot].shared
+            if shared is None:
+                plain.append(slot)
+            else:
+                behind.setdefault(id(shared), (shared, []))[1].append(slot)
+        return Step(decoding, loading, plain, list(behind.values()))
+
+
+def _before(shared: Shared | None) -> int:
+    """Tokens of the prefix."""
+    return 0 if shared is None else len(shared.prefix.ids)
