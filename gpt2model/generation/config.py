@@ -13,7 +13,7 @@ from gpt2model import hub
 from gpt2model.config import CONFIG_NAME, GPT2Config
 from gpt2model.config_values import thaw
 from gpt2model.errors import ConfigError
-from gpt2model.generation.option_values import IDLE_IN_FILES, NOT_OFFERED, RULES, frozen, without_neutral
+from gpt2model.generation.option_values import NOT_OFFERED, RULES, frozen, without_neutral
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
@@ -108,9 +108,8 @@ class GenerationConfig:
 
         Raises ConfigError for impossible values, and for what is not offered here and asks for something.
         """
-        foreign = {name for name in values if name in IDLE_IN_FILES or name not in {*_DEFAULTS, *NOT_OFFERED}}
-        options = {name: value for name, value in values.items() if name not in foreign}
-        return cls(**options, extra={name: values[name] for name in values if name in foreign})
+        extra = {name: value for name, value in values.items() if name not in _READ}
+        return cls(**{name: values[name] for name in values if name in _READ}, extra=extra)
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -119,8 +118,6 @@ class GenerationConfig:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ConfigError(f"a JSON object was expected, not {type(values).__name__}")
-            if "extra" in values:
-                raise ConfigError("'extra' is no option of a file")
             return cls.from_dict(values)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -211,6 +208,8 @@ def _default_of(option: Any) -> Callable[[], Any]:
 _DEFAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {option.name: _default_of(option) for option in fields(GenerationConfig)}
 )
+# What a file says that is more than kept.
+_READ = {*_DEFAULTS, *NOT_OFFERED} - {"extra"}
 _IN_FILES: Mapping[str, Any] = MappingProxyType({name: default() for name, default in _DEFAULTS.items()})
 
 
@@ -245,7 +244,7 @@ def _validate(config: GenerationConfig) -> None:
             )
     if not isinstance(config.extra, Mapping):
         raise ConfigError(f"extra={config.extra!r} must be a mapping")
-    owned = sorted({*_DEFAULTS, *NOT_OFFERED}.intersection(config.extra))
+    owned = sorted(_READ.intersection(config.extra))
     if owned:
         raise ConfigError(f"extra holds {', '.join(owned)}: give it as an option of GenerationConfig instead")
 

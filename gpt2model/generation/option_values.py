@@ -45,6 +45,7 @@ IDLE_IN_FILES = (
     "num_assistant_tokens_schedule",
     "target_lookbehind",
 )
+_FINITE = math.nextafter(math.inf, 0.0)
 # Arguments of generate() that are no options.
 _ARGUMENTS = ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer")
 
@@ -92,7 +93,7 @@ def _is_int(value: Any, least: int | None = None) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_FINITE <= value <= _FINITE
 
 
 def _is_positive(value: Any) -> bool:

@@ -33,7 +33,7 @@ class StopStrings:
     """Finds, token by token, where a row's text has any of several strings.
 
     A row's state is an int64: which beginning of a string its text ends with, or that a string was found, which it
-    stays. Tokens without bytes (None: special tokens, and whatever is not in the tokenizer) break a string in two.
+    stays. Tokens without bytes (None, such as special tokens, or unknown to the tokenizer) break a string in two.
 
     `token_bytes` is what each token stands for, by id. The table takes 4 V (1 + bytes of all strings) bytes.
     Raises InputError for an empty string.
@@ -82,9 +82,12 @@ class StopStrings:
         return torch.where(tokens == NO_TOKEN, states, moved)
 
 
-def token_bytes(tokenizer: GPT2Tokenizer) -> list[bytes | None]:
-    """The bytes that each token stands for, by id; None for special tokens and for ids that no token has."""
-    added = tokenizer.added_tokens_decoder
+def token_bytes(tokenizer: GPT2Tokenizer, skip_special_tokens: bool = True) -> list[bytes | None]:
+    """The bytes that each token adds to a text decoded likewise, by id; None for special tokens that are skipped.
+
+    Not skipped, a special token stands for its name, so that a stop string can name it, as in transformers.
+    """
+    added = tokenizer.added_tokens_decoder if skip_special_tokens else {}
     special = {index for index, token in added.items() if token.special}
     vocabulary = tokenizer.get_vocab()
     held: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
@@ -123,7 +126,7 @@ def deadline(max_time: float | None, clock: Callable[[], float] = time.monotonic
 
 
 def _automaton(patterns: Sequence[bytes]) -> tuple[Integers, NDArray[np.bool_]]:
-    """Where a byte leads from each node, [N, 256], and the nodes [N] at which some pattern ends; node 0 is the start."""
+    """Where a byte leads from each node, [N, 256], and the nodes [N] that end with a pattern; node 0 is the start."""
     children: list[dict[int, int]] = [{}]
     ends = [False]
     for pattern in patterns:
