@@ -82,6 +82,16 @@ def test_scores_equal_the_pipelines(
             assert row["score"] == pytest.approx(max(scores.values()), abs=1e-5)
 
 
+def test_a_pair_of_texts_is_classified_as_one_text(models: dict[str, tuple[Any, Path]], checkpoint: Path) -> None:
+    import transformers
+
+    model, folder = models["single"]
+    reference = transformers.pipeline("text-classification", model=str(folder), tokenizer=str(folder), device="cpu")
+    expected = reference({"text": "the cat sat", "text_pair": " on the mat"})
+    (row,), _ = Classifier(model, checkpoint)(["the cat sat on the mat"])
+    assert (row["label"], row["score"]) == (expected["label"], pytest.approx(expected["score"], abs=1e-5))
+
+
 def by_number(scores: dict[str, float]) -> list[float]:
     return [scores[f"LABEL_{index}"] for index in range(len(scores))]
 

@@ -165,6 +165,54 @@ def test_every_strategy_equals_transformers_on_any_text(tagger: Tagger, referenc
             assert_same(found, trimmed(text, other))
 
 
+def test_single_tokens_are_written_as_entities_are_and_in_the_texts_characters(
+    tagger: Tagger, reference: Reference
+) -> None:
+    text = "Sarah and Wolfgang live in New York"
+    (ours,), (theirs,) = tagger.entities([text], strategy="none"), reference([text], "none")
+    assert theirs[-1].keys() == {"entity", "score", "index", "word", "start", "end"}
+    assert ours[-1].keys() == {"entity_group", "score", "word", "start", "end"}
+    assert (theirs[-1]["word"], ours[-1]["word"]) == ("\u0120York", "York")
+    assert_same(ours, trimmed(text, theirs))
+
+
+def test_the_label_O_alone_is_left_out(tagger: Tagger, reference: Reference) -> None:
+    text = "Sarah and Wolfgang, who live in New York, sing."
+    (ours,), (theirs,) = tagger.entities([text]), reference([text], "simple", ignore_labels=["PER"])
+    assert {each["entity_group"] for each in ours} == {"PER", "LOC", "MISC"}
+    assert {each["entity_group"] for each in theirs} == {"O", "LOC", "MISC"}
+    kept = [each for each in ours if each["entity_group"] != "PER"]
+    assert_same(kept, trimmed(text, [each for each in theirs if each["entity_group"] != "O"]))
+    with pytest.raises(ValueError, match="ignore_labels"):
+        tagger.entities([text], ignore_labels=["PER"])
+
+
+def test_offsets_are_the_tokenizers(tagger: Tagger, reference: Reference) -> None:
+    text = "Sarah and Wolfgang live in New York"
+    places = [(2, 3)] * len(tagger.tokenizer.encode(text))
+    (theirs,) = reference([text], "none", offset_mapping=[places])
+    assert {(each["start"], each["end"]) for each in theirs} == {(2, 3)}
+    with pytest.raises(ValueError, match="offset_mapping"):
+        tagger.entities([text], strategy="none", offset_mapping=[places])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cut_splits_no_name(tmp_path: Path, english: Path) -> None:
+    import transformers
+
+    model = GPT2ForTokenClassification(GPT2Config(n_positions=8, n_embd=4, n_layer=1, n_head=1, id2label={0: "NAME"}))
+    model.save_pretrained(tmp_path)
+    their_model = transformers.GPT2ForTokenClassification.from_pretrained(tmp_path)
+    their_tokenizer = transformers.GPT2Tokenizer.from_pretrained(english, model_max_length=8)
+    their_tokenizer.pad_token = their_tokenizer.eos_token
+    reference = transformers.TokenClassificationPipeline(model=their_model, tokenizer=their_tokenizer, stride=2)
+    text = "one two three four five six seven eight nine ten eleven twelve"
+    (ours,) = Tagger(model, GPT2Tokenizer.from_pretrained(english)).entities([text], overlap=2)
+    assert [each["word"] for each in ours] == [text]
+    (theirs,) = trimmed(text, reference(text, aggregation_strategy="simple"))  # the longest of those that overlap
+    assert theirs["word"] == "one two three four five six seven eight"
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_without_context_a_document_of_100_000_characters_has_the_entities_of_its_parts(
     english: Path, words: list[list[str]], strategy: Strategy
