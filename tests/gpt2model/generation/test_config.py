@@ -156,12 +156,20 @@ def test_unknown_keys_survive_a_round_trip(unknown: dict[str, Any]) -> None:
 
 @given(st.sampled_from(sorted(as_json(GenerationConfig()))), json_values)
 def test_any_value_in_a_file_is_taken_and_comes_back_or_is_refused_by_name(name: str, value: Any) -> None:
-    try:
-        config = GenerationConfig.from_dict({name: value, "num_beams": 99} if name != "num_beams" else {name: value})
-    except ConfigError as error:
-        assert name in str(error)
-    else:
+    said = refusal({name: value})
+    if said is None:
+        config = GenerationConfig.from_dict({name: value})
         assert GenerationConfig.from_dict(json.loads(config.to_json_string())) == config
+    else:
+        assert name in said
+
+
+def refusal(options: dict[str, Any]) -> str | None:
+    try:
+        GenerationConfig.from_dict(options)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))])
@@ -303,7 +311,7 @@ def test_an_impossible_option_is_refused_with_value_and_remedy(options: dict[str
 
 
 def test_an_integer_that_no_float_holds_is_refused() -> None:
-    with pytest.raises(ConfigError, match="temperature=1000.* positive number"):
+    with pytest.raises(ConfigError, match=r"temperature=1000.* positive number"):
         GenerationConfig(temperature=10**400)
 
 
