@@ -30,6 +30,7 @@ from gpt2model.generation.processors import (
 V = 7
 MOST = 9
 
+NO_IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
 # Each processor by what asks for it, with few tokens and short lengths, so that it finds something to do.
 OPTIONS: dict[str, dict[str, Any]] = {
     "bias of tokens": {"sequence_bias": [[[1], 2.5], [[4], -math.inf]]},
@@ -60,7 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @cache
 def oracle() -> Any:
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=V, n_embd=2, n_layer=1, n_head=1))
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=V, n_embd=2, n_layer=1, n_head=1, **NO_IDS))
 
 
 def theirs(
