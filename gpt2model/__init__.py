@@ -4,6 +4,7 @@ from gpt2model.auto import AutoGPT2
 from gpt2model.cache import DynamicCache, StaticCache
 from gpt2model.classifiers import GPT2ForQuestionAnswering, GPT2ForSequenceClassification, GPT2ForTokenClassification
 from gpt2model.config import GPT2Config
+from gpt2model.generation.config import GenerationConfig
 from gpt2model.heads import GPT2DoubleHeadsModel, GPT2LMHeadModel
 from gpt2model.model import GPT2Model, GPT2PreTrainedModel
 from gpt2model.packing import Packed, pack, pack_branches
@@ -23,6 +24,7 @@ __all__ = [
     "GPT2Model",
     "GPT2PreTrainedModel",
     "GPT2Tokenizer",
+    "GenerationConfig",
     "Packed",
     "QuantizationConfig",
     "StaticCache",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from gpt2model import _hf
 from gpt2model.checkpoint_fit import Fitted, ModelT, fill, fit
-from gpt2model.checkpoint_source import GENERATION_CONFIG_NAME, find_source
+from gpt2model.checkpoint_source import find_source
 from gpt2model.config import CONFIG_NAME, GPT2Config
 from gpt2model.errors import CheckpointError, ConfigError
+from gpt2model.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 from gpt2model.model import GPT2PreTrainedModel
 from gpt2model.quantization import CONFIG_KEY, QuantizationConfig, weight_bytes
 from gpt2model.weights import PICKLE, SAFETENSORS, SAFETENSORS_INDEX, write_files, write_text
@@ -25,9 +25,6 @@ from gpt2model.weights import PICKLE, SAFETENSORS, SAFETENSORS_INDEX, write_file
 if TYPE_CHECKING:
     from gpt2model.attention import AttentionImplementation
     from gpt2model.quantized_layers import QuantizedLinear
-
-# Where a model keeps what generation_config.json said; by vars(), as Module types its attributes as tensors or modules.
-_GENERATION_ATTRIBUTE = "generation_config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +105,9 @@ def load_checkpoint(
         config = fitted.model.config
         fitted.model.config = config.replace(extra={**config.extra, CONFIG_KEY: held.to_dict()})
     fill(fitted, layers, place)
-    vars(fitted.model)[_GENERATION_ATTRIBUTE] = _generation_config(fitted.source.snapshot.folder)
+    generation = fitted.source.snapshot.folder / GENERATION_CONFIG_NAME
+    if fitted.model.generation_config is not None and generation.exists():
+        fitted.model.generation_config = _generation_config(generation)
     return fitted.model.eval()
 
 
@@ -149,7 +148,7 @@ def save_checkpoint(
     max_shard_size: int | str = "50GB",
     safe_serialization: bool = True,
 ) -> None:
-    """Write config.json, the weights and, where the model holds one, generation_config.json, as transformers 5 does.
+    """Write config.json, the weights and, where the model generates, generation_config.json, as transformers 5 does.
 
     More than ``max_shard_size`` (bytes, or as "5GB") becomes shards with an index. ``safe_serialization`` False writes
     pytorch_model.bin instead of safetensors. A head tied to the token embedding isn't written; config.json gets the
@@ -162,7 +161,6 @@ def save_checkpoint(
         raise CheckpointError(
             f"{target}: its {SAFETENSORS} would be read instead of a new {PICKLE}: take another folder"
         )
-    generation = vars(model).get(_GENERATION_ATTRIBUTE)
     state, tied = _without_tied_head(model)
     config = model.config.replace(
         architectures=(type(model).__name__,),
@@ -173,24 +171,18 @@ def save_checkpoint(
     try:
         target.mkdir(parents=True, exist_ok=True)
         write_files(state, target, max_shard_size=max_shard_size, safe=safe_serialization)
-        if generation is not None:
-            write_text(target / GENERATION_CONFIG_NAME, json.dumps(generation, indent=2, sort_keys=True) + "\n")
+        if model.generation_config is not None:
+            write_text(target / GENERATION_CONFIG_NAME, model.generation_config.to_json_string())
         write_text(target / CONFIG_NAME, config.to_json_string())
     except OSError as error:
         raise CheckpointError(f"{target}: the checkpoint cannot be written: {error}") from error
 
 
-def _generation_config(folder: Path) -> dict[str, Any] | None:
-    path = folder / GENERATION_CONFIG_NAME
-    if not path.exists():
-        return None
+def _generation_config(path: Path) -> GenerationConfig:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}): correct it or remove it") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object, not {type(content).__name__}: correct or remove it")
-    return content
+        return GenerationConfig.from_json_file(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _fitted(

@@ -33,6 +33,7 @@ OutputT = TypeVar("OutputT", bound=ModelOutput)
 
 if TYPE_CHECKING:
     from gpt2model.checkpoint import LoadOptions
+    from gpt2model.generation.config import GenerationConfig
 
 
 class GPT2PreTrainedModel(nn.Module):
@@ -43,6 +44,8 @@ class GPT2PreTrainedModel(nn.Module):
     """
 
     base_model_prefix: ClassVar[str] = "transformer"
+    generation_config: GenerationConfig | None = None
+    """The options that `generate` goes by, of the models that have it; a change replaces it."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
