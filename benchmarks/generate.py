@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -23,14 +24,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.machine import beside_the_rate, describe, median, print_table, seconds
+from benchmarks.machine import describe, median, print_table, seconds
 from benchmarks.score import SHARED
 from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from gpt2model.generation import Engine, GenerationConfig, Request, share_prefixes
+from pipeline.continuing import EngineRunner
+from pipeline.tasks.generate import LEAST_SHARED
 
 Ids = npt.NDArray[np.int64]
 Order = Literal["prompt", "limit"]
-BATCHES = (8, 16, 32, 64)
+BATCHES = (16, 32, 64)
 SLOTS = 64
 CACHE_TOKENS = 64 * 384
 
@@ -67,7 +70,7 @@ class Workload:
 
 
 def make_workload(name: str, rows: int, prefix: int) -> Workload:
-    """Random tokens: prompts of lognormal length (mean 123) behind a prefix, limits lognormal from 4 to 256 (mean 64)."""
+    """Random tokens: prompts of lognormal length (mean 123) behind a prefix, limits lognormal from 4 to 256."""
     random = np.random.default_rng(0)
     lengths = np.clip(random.lognormal(4.5, 0.8, rows), 8, 1023 - 256 - prefix).astype(int)
     limits = np.clip(random.lognormal(3.9, 0.8, rows), 4, 256).astype(int)
@@ -76,19 +79,19 @@ def make_workload(name: str, rows: int, prefix: int) -> Workload:
     return Workload(name, prompts, limits.tolist(), prefix)
 
 
-def our_engine(model: GPT2LMHeadModel, told: dict[str, float]) -> Callable[[Workload], object]:
+def our_engine(model: GPT2LMHeadModel, threads: int, told: dict[str, float]) -> Callable[[Workload], object]:
     """Ours, as the generate task runs it: longest limits first, prefixes found by itself; fills in what it tells."""
 
     def run(work: Workload) -> object:
-        engine = Engine(model, GenerationConfig(), slots=SLOTS, cache_tokens=CACHE_TOKENS)
-        prefixes = share_prefixes(work.prompts, least=32)
+        engines = [Engine(model, GenerationConfig(), slots=SLOTS, cache_tokens=CACHE_TOKENS) for _ in range(threads)]
+        prefixes = share_prefixes(work.prompts, least=LEAST_SHARED)
         order = sorted(range(len(work.prompts)), key=lambda row: -work.limits[row])
-        requests = [Request(work.prompts[row], work.limits[row], row, prefix=prefixes[row]) for row in order]
-        answers = {answer.request.ticket: answer for answer in engine.run(requests)}
-        assert [len(answers[row].token_ids) for row in range(len(work.limits))] == list(work.limits)
-        counts = engine.counts
-        told["slots in use"] = counts.busy_rows / max(counts.busy_steps, 1) / SLOTS
-        told["cache wasted"] = 1 - counts.filled_steps / counts.block_steps
+        requests = [Request(work.prompts[row], work.limits[row], prefix=prefixes[row]) for row in order]
+        answers = EngineRunner(engines).run(requests)
+        assert [len(answer.token_ids) for answer in answers] == [work.limits[row] for row in order]
+        counts = [engine.counts for engine in engines]
+        told["slots in use"] = sum(each.busy_rows for each in counts) / SLOTS / sum(each.busy_steps for each in counts)
+        told["cache wasted"] = 1 - sum(each.filled_steps for each in counts) / sum(each.block_steps for each in counts)
         return answers
 
     return run
@@ -142,8 +145,7 @@ def quickest(make: Callable[[int, Order], Callable[[Workload], object]], work: W
     orders: tuple[Order, ...] = ("prompt", "limit")
     took = {}
     for size, order in product(BATCHES, orders):
-        engine = make(size, order)
-        took[size, order] = seconds(lambda engine=engine: engine(work))  # type: ignore[misc]
+        took[size, order] = seconds(partial(make(size, order), work))
     return min(took, key=lambda each: took[each])
 
 
@@ -151,9 +153,7 @@ def compare(
     work: Workload, engines: dict[str, Callable[[Workload], object]], rounds: int
 ) -> dict[str, dict[str, float]]:
     """New tokens a second of each engine, and the time against ours, round by round."""
-    took: list[dict[str, float]] = []
-    for _ in range(rounds):
-        took.append({name: beside_the_rate(lambda engine=engine: engine(work))[0] for name, engine in engines.items()})  # type: ignore[misc]
+    took = [{name: seconds(partial(engine, work)) for name, engine in engines.items()} for _ in range(rounds)]
     return {
         name: {
             "new tokens/s": median(work.new_tokens / each[name] for each in took),
@@ -189,7 +189,7 @@ def main(rounds: int, prompts: int, threads: int, as_json: bool) -> None:
         }
         for name, prefix in (("nothing shared", 0), ("prefix of 200 tokens", 200)):
             work, told = make_workload(name, prompts, prefix), dict[str, float]()
-            engines = {"ours": our_engine(model, told)}
+            engines = {"ours": our_engine(model, threads, told)}
             for peer, make in peers.items():
                 size, order = quickest(make, work.quarter())
                 engines[f"{peer}, batches of {size}, by {order}"] = make(size, order)

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 Index = npt.NDArray[np.intp]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """What a worker computes with, for its whole life."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed since the start: what tells slow work from none."""
+
+    def each(self, groups: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+        """The groups of one part in their order, with what was computed of them. For several threads."""
+
 
 SMALLEST_SHARE = 8
 """The last packs are not cut smaller than this part of the budget."""
@@ -54,10 +69,17 @@ class PackRunner:
         self.tokens = 0
         """Tokens computed since the start: what tells slow work from none."""
         self._counting = threading.Lock()
+        self._device = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         if threads is not None:
             # The same threads for the whole run: what their allocator keeps for them does not grow from part to part.
             self._pool = ThreadPoolExecutor(threads, "pack", initializer=torch.set_num_threads, initargs=(1,))
+
+    def each(self, groups: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+        """One group after the other; the device is one part's at a time, in the order they came."""
+        with self._device:
+            for group in groups:
+                yield group, compute(group)
 
     def run(self, lengths: npt.NDArray[np.int64], call: Callable[[Index], None]) -> dict[int, str]:
         """Run `call` on every pack; a pack that device memory can't hold is halved, down to the one sequence.

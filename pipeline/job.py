@@ -13,6 +13,7 @@ from pipeline.options import Options
 from pipeline.tasks.choose import ChooseOptions
 from pipeline.tasks.classify import ClassifyOptions
 from pipeline.tasks.embed import EmbedOptions
+from pipeline.tasks.generate import GenerateOptions
 from pipeline.tasks.ner import NerOptions
 from pipeline.tasks.qa import QaOptions
 from pipeline.tasks.score import ScoreOptions
@@ -85,8 +86,8 @@ class OutputOptions(Options):
     """Folder or URI. It belongs to one run: the same job resumes it, another is refused."""
     columns: list[str] | None = None
     """Input columns to keep; null keeps all."""
-    rows_per_part: Positive = 10_000
-    """Rows that are committed, and so lost, at once."""
+    rows_per_part: Positive | None = None
+    """Rows that are committed, and so lost, at once. null: 10,000; of generate 1,000."""
     prefix: str = ""
     """Put before the result columns, for inputs that already have such a name."""
 
@@ -121,6 +122,11 @@ class ClusterOptions(Options):
     """How often a part may take its worker down before the part is given up."""
     tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Tokens in one call of the model. auto: 2,048 on a CPU, 16,384 on CUDA."""
+    sequences_at_once: Positive | Literal["auto"] = "auto"
+    """Of generate: rows that a worker has under way together. auto: 64 a core on a CPU, 256 on CUDA."""
+    cache_tokens: Positive | Literal["auto"] = "auto"
+    """Of generate: positions that a worker keeps keys and values of. auto: what those rows can need, within a quarter
+    of a CPU's free memory or nine tenths of a GPU's."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:
@@ -133,7 +139,7 @@ class ClusterOptions(Options):
 class Job(Options):
     """A whole job: the one description of a run."""
 
-    task: Literal["score", "classify", "ner", "qa", "choose", "embed"]
+    task: Literal["score", "generate", "classify", "ner", "qa", "choose", "embed"]
     """What is done with every row; its options are in the section of the same name."""
     model: ModelOptions
     """Which GPT-2, and how it is held."""
@@ -145,6 +151,8 @@ class Job(Options):
     """Where the workers run."""
     score: ScoreOptions = ScoreOptions()
     """Options of the score task."""
+    generate: GenerateOptions = GenerateOptions()
+    """Options of the generate task."""
     classify: ClassifyOptions = ClassifyOptions()
     """Options of the classify task."""
     ner: NerOptions = NerOptions()
@@ -155,3 +163,8 @@ class Job(Options):
     """Options of the choose task."""
     embed: EmbedOptions = EmbedOptions()
     """Options of the embed task."""
+
+    @property
+    def rows_per_part(self) -> int:
+        """Rows of a part: as asked, or the task's own default."""
+        return self.output.rows_per_part or (1000 if self.task == "generate" else 10_000)

@@ -125,12 +125,12 @@ def make_plan(job: Job, source: Source, task: Task, model: dict[str, Any]) -> Pl
             # A list: the order of the splits decides which rows a part holds.
             "splits": [{"name": split.name, "rows": split.rows, **split.identity} for split in splits],
         },
-        "output": {"columns": kept, "rows_per_part": job.output.rows_per_part, "prefix": job.output.prefix},
+        "output": {"columns": kept, "rows_per_part": job.rows_per_part, "prefix": job.output.prefix},
     }
     return Plan(
         identity=identity,
         splits=tuple(splits),
-        rows_per_part=job.output.rows_per_part,
+        rows_per_part=job.rows_per_part,
         limit=job.input.limit,
         input_columns=tuple(dict.fromkeys([*kept, *needed])),
         schema=output,

@@ -29,7 +29,9 @@ from pipeline.store import Store
 from pipeline.tasks import Task, architecture_of, make_task
 from pipeline.worker import WorkerSpec
 
-TOKENIZER_FILES = (
+OTHER_FILES = (
+    "config.json",
+    "generation_config.json",
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
@@ -68,7 +70,7 @@ def prepare(job: Job) -> Prepared:
     num_gpus, device = _device(job)
     dtype = _dtype(job, device)
     architecture, checkpoint, tokenizer = _checkpoint(job, dtype)
-    task = make_task(job, tokenizer, checkpoint.config)
+    task = make_task(job, tokenizer, checkpoint.config, _generation_config(job, checkpoint))
     source = open_source(job.input)
     plan = make_plan(job, source, task, _model_identity(architecture, checkpoint, dtype))
     store = Store(locate(job.output.path, "output.path"))
@@ -198,9 +200,18 @@ def _checkpoint(job: Job, dtype: str) -> tuple[str, CheckpointInfo, gpt2model.GP
     return architecture, checkpoint, tokenizer
 
 
+def _generation_config(job: Job, checkpoint: CheckpointInfo) -> gpt2model.GenerationConfig:
+    try:
+        return gpt2model.GenerationConfig.from_pretrained(
+            job.model.path if checkpoint.revision else checkpoint.folder, revision=checkpoint.revision
+        )
+    except GPT2Error as error:
+        raise JobError(f"model.path {job.model.path}: {error}") from error
+
+
 def _model_identity(architecture: str, checkpoint: CheckpointInfo, dtype: str) -> dict[str, Any]:
     files = {file.name: file.sha256 for file in checkpoint.files}
-    for name in ("config.json", *TOKENIZER_FILES):
+    for name in OTHER_FILES:
         file = Path(checkpoint.folder) / name
         if file.is_file():
             files[name] = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import islice
 
 import pyarrow as pa
+import torch
 import yaml
 
+from pipeline.memory import cache_size
 from pipeline.preflight import Prepared
 from pipeline.progress import format_figure
 from pipeline.run import resolved_job
@@ -33,6 +35,7 @@ def describe(prepared: Prepared) -> str:
         f"model             {spec.architecture}, {parameters} parameters, {held} on {spec.device}",
         f"memory            {_megabytes(checkpoint.bytes_in_memory)} of weights a worker; "
         f"{_megabytes(checkpoint.bytes_full)} in float32",
+        *_cache(prepared),
         f"output            {spec.store.folder.uri}",
         "",
         "output columns:",
@@ -42,6 +45,18 @@ def describe(prepared: Prepared) -> str:
         *(f"  {line}" for line in yaml.safe_dump(resolved_job(prepared.job), sort_keys=False).splitlines()),
     ]
     return "\n".join(lines)
+
+
+def _cache(prepared: Prepared) -> list[str]:
+    """Of a task that continues rows, what a worker keeps beside the weights."""
+    if prepared.job.task != "generate" or prepared.job.generate.num_beams > 1:
+        return []
+    spec = prepared.spec
+    dtype = getattr(torch, spec.dtype)
+    size = cache_size(prepared.job, prepared.checkpoint.config, dtype, spec.device, spec.threads)
+    positions, rows = size.engines * size.tokens, size.engines * size.sequences
+    about = f"keys and values of {positions:,} positions, for {rows} rows at once"
+    return [f"cache             {_megabytes(size.bytes)} a worker at most: {about}"]
 
 
 def _megabytes(size: int) -> str:

@@ -8,25 +8,28 @@ written. The device is one part's at a time, in the order they came.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import __version__
-from pipeline.batching import PackRunner
+from pipeline.batching import PackRunner, Runner
+from pipeline.continuing import EngineRunner
 from pipeline.errors import WorkerError
 from pipeline.job import Job
 from pipeline.overlap import Ahead
 from pipeline.plan import Part, Plan
 from pipeline.sources import Source
 from pipeline.store import Footer, Store
-from pipeline.tasks import make_task
-from pipeline.tasks.rows import RowResults, text_bytes
+from pipeline.tasks import Continuing, make_task
+from pipeline.tasks.rows import ROW, RowResults, text_bytes
+
+if TYPE_CHECKING:
+    from gpt2model import GenerationConfig
 
 GROUP_ROWS = 4096
 GROUP_PACKS = 32
@@ -97,7 +100,6 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
-        self._device = threading.Lock()
         self._rows = self._errors = 0
 
     def start(self) -> str:
@@ -124,10 +126,24 @@ class Worker:
         )
         # Before there are threads: bitsandbytes' 8-bit layers rearrange themselves in their first call.
         self.model.base_model.forward_packed(gpt2model.pack([[0]]).to(self.model.device))
-        self.task = make_task(self.spec.job, tokenizer, self.model.config)
-        threads = self.spec.threads if self.spec.device == "cpu" else None
-        self.runner = PackRunner(tokens_per_batch(self.spec.job, self.spec.device), threads)
+        self.task = make_task(self.spec.job, tokenizer, self.model.config, self._generation_config())
+        self.runner = self._runner()
         return str(torch.cuda.get_device_name()) if self.spec.device == "cuda" else f"cpu, {self.spec.threads} threads"
+
+    def _runner(self) -> Runner:
+        from pipeline.memory import cache_size
+
+        spec, budget = self.spec, tokens_per_batch(self.spec.job, self.spec.device)
+        if isinstance(self.task, Continuing) and self.task.by_engine:
+            size = cache_size(spec.job, self.model.config, self.model.dtype, spec.device, spec.threads)
+            made = (self.task.engine(self.model, size.sequences, size.tokens, budget) for _ in range(size.engines))
+            return EngineRunner(list(made))
+        return PackRunner(budget, spec.threads if spec.device == "cpu" else None)
+
+    def _generation_config(self) -> GenerationConfig:
+        from gpt2model import GenerationConfig
+
+        return GenerationConfig.from_pretrained(self.spec.model, revision=self.spec.revision)
 
     def process_id(self) -> int:
         """The operating system's number of this process."""
@@ -149,7 +165,7 @@ class Worker:
                 result = self.task.finish(group.prepared, computed)
                 staged.write(self._table(group.rows, result))
                 errors += len(result.errors)
-                tokens += group.tokens
+                tokens += group.tokens + int(result.figures.get("new_tokens", 0))
                 for name, value in result.figures.items():
                     figures[name] = figures.get(name, 0.0) + value
                 self._rows += group.rows.num_rows
@@ -161,16 +177,22 @@ class Worker:
         columns = self.spec.plan.input_columns
         batches = self.spec.source.read(part.split, part.start, part.stop, columns)
         names = self.spec.plan.identity["input"]["columns"]
-        group_bytes = self.runner.tokens_per_batch * GROUP_PACKS * BYTES_PER_TOKEN
+        group_bytes = tokens_per_batch(self.spec.job, self.spec.device) * GROUP_PACKS * BYTES_PER_TOKEN
+        first = row_number(part)
         for rows in cut_groups(batches, list(names.values()), group_bytes):
-            inputs = pa.table([rows.column(column) for column in names.values()], names=list(names))
+            numbers = pa.array(range(first, first + rows.num_rows))
+            first += rows.num_rows
+            read = [rows.column(column) for column in names.values()]
+            inputs = pa.table([*read, numbers], names=[*names, ROW])
             prepared = self.task.prepare(inputs)
             yield _Group(rows, prepared, self.task.num_tokens(prepared))
 
     def _computed(self, part: Part) -> Iterator[tuple[_Group, Any]]:
-        with closing(Ahead(self._prepared(part), depth=2)) as groups, self._device:
-            for group in groups:
-                yield group, self.task.compute(self.model, group.prepared, self.runner)
+        with closing(Ahead(self._prepared(part), depth=2)) as groups:
+            yield from self.runner.each(groups, self._compute)
+
+    def _compute(self, group: _Group) -> Any:
+        return self.task.compute(self.model, group.prepared, self.runner)
 
     def _table(self, rows: pa.Table, result: RowResults) -> pa.Table:
         schema = self.spec.plan.schema
@@ -194,6 +216,11 @@ class Worker:
             dtype=self.spec.dtype,
             version=__version__,
         )
+
+
+def row_number(part: Part) -> int:
+    """The number of a part's first row: its place in its split, with the split's place among the splits above it."""
+    return part.split.index * 2**40 + part.start
 
 
 def tokens_per_batch(job: Job, device: str) -> int:

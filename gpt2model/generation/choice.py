@@ -22,9 +22,9 @@ _MOST_CANDIDATES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Next tokens, int64 [B]; whether each was chosen among numbers, bool [B]; the scores [B] that they had.
+    """Next tokens, int64 [B]; whether each was chosen by a finite score, bool [B].
 
-    `scores` are log-probabilities by the model's own distribution, where they were asked for.
+    `logprobs`, float32 [B], are by the model's own distribution, where they were asked for.
     """
 
     tokens: Tensor
@@ -43,7 +43,7 @@ class Chooser:
         self._logprobs = logprobs
 
     def __call__(self, logits: Tensor, context: Context | None, keys: Tensor) -> Choice:
-        """Choose after float32 logits [B, V]; context where it is needed, keys [B] of this step's noise to sample by."""
+        """Choose after float32 logits [B, V]; context where it is needed, keys [B] of this step's noise."""
         scores = logits
         for processor in self._processors:
             assert context is not None

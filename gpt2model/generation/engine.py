@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LEAST_ROWS = 16
 """Rows of every matrix product. Products of fewer are computed in another order on a CPU, and rounded otherwise."""
+NO_MEMORY = "out of device memory on this row alone"
 NOT_SOUND = "no token can be chosen: the scores are not finite, or the options leave no token"
 
 
@@ -107,9 +108,14 @@ class Engine:
         return len(self._schedule.waiting) + len(self._schedule.running)
 
     @property
-    def wants_more(self) -> bool:
-        """Whether more requests could be taken in soon: fewer wait than there are slots."""
-        return len(self._schedule.waiting) < self._slots
+    def vacant(self) -> int:
+        """Requests that could be begun if there is room in the cache."""
+        return max(0, self._slots - self.unfinished)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._device
 
     def submit(self, requests: Iterable[Request]) -> None:
         """Put requests behind those that wait. Raises InputError for one that can never be begun."""
@@ -120,22 +126,37 @@ class Engine:
         """Continue all requests, which are taken from their iterator as they are needed; answers come as they end."""
         source = iter(requests)
         while True:
-            if self.wants_more:
+            if len(self._schedule.waiting) < self._slots:
                 self.submit(islice(source, self._slots))
             if not self.unfinished:
                 return
             yield from self.step()
 
     @torch.inference_mode()
-    def step(self) -> list[Continuation]:
-        """One token for every sequence under way; returns those that ended. Something must be unfinished."""
+    def step(self, *, more: bool = False) -> list[Continuation]:
+        """One token for every sequence under way; returns those that ended. Something must be unfinished.
+
+        `more` says that requests wait elsewhere, which is for the counts alone.
+        Where device memory runs out, all sequences under way begin again, half as many at once and half as many tokens
+        a step; one that fails even alone is answered with an error.
+        """
+        try:
+            return self._step(more)
+        except torch.OutOfMemoryError:
+            pass  # what the failed step held is given back only when this clause is left
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        nothing = np.zeros(0, np.int64)
+        return [Continuation(request, nothing, "length", None, NO_MEMORY) for request in self._schedule.halve()]
+
+    def _step(self, more: bool) -> list[Continuation]:
         step = self._schedule.step()
         slots = torch.tensor(step.slots, device=self._device)
         self._begin(step)
         states = self._read(step, slots)
         choice = self._choose(states, slots)
         ended = self._take_in(choice, step, slots)
-        self._count(step)
+        self._count(step, more)
         return ended
 
     def _begin(self, step: Step) -> None:
@@ -246,13 +267,13 @@ class Engine:
         own = slice(int(schedule.prompts[slot]), int(schedule.tokens[slot]) - (not sound))
         tokens = self._ids[slot, own].cpu().numpy().copy()
         logprobs = None if self._logprobs is None else self._logprobs[slot, own].cpu().numpy().copy()
-        self.counts.new_tokens += len(tokens)
         return Continuation(schedule.end(slot), tokens, reason, logprobs, None if sound else NOT_SOUND)
 
-    def _count(self, step: Step) -> None:
+    def _count(self, step: Step, more: bool) -> None:
         counts, schedule, running = self.counts, self._schedule, list(self._schedule.running)
         counts.steps += 1
-        if schedule.waiting:
+        counts.new_tokens += len(step.slots)
+        if schedule.waiting or more:
             counts.busy_steps += 1
             counts.busy_rows += len(step.slots)
         filled = (schedule.tokens - schedule.own)[running].sum() + sum(len(each.prefix.ids) for each in schedule.held())

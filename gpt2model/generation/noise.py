@@ -65,4 +65,5 @@ def _hashed(x: Tensor) -> Tensor:
 
 def _shifted(x: Tensor, places: int) -> Tensor:
     """x >> places with zeros from the left: torch's own shift copies the sign."""
-    return (x >> places) & (2 ** (64 - places) - 1)
+    shifted: Tensor = (x >> places) & (2 ** (64 - places) - 1)
+    return shifted

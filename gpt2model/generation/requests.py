@@ -20,8 +20,6 @@ class Prefix:
     """The beginning that several prompts share; it is the same prefix where it is the same object."""
 
     ids: Ids
-    members: int
-    """Requests that begin with it: after the last of them it is forgotten."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +66,7 @@ def share_prefixes(prompts: Sequence[Ids], least: int) -> list[Prefix | None]:
     common[common < least] = 0
     prefixes: list[Prefix | None] = [None] * len(prompts)
     for first, end in _best_runs(common):
-        prefix = Prefix(ranked[first][: common[first : end - 1].min()].copy(), end - first)
+        prefix = Prefix(ranked[first][: common[first : end - 1].min()].copy())
         for place in order[first:end]:
             prefixes[place] = prefix
     return prefixes

@@ -26,8 +26,8 @@ class Shared:
     """A prefix that is in the pool or is to be."""
 
     prefix: Prefix
-    to_come: int
-    """Members that have not ended yet."""
+    members: int = 0
+    """Requests behind it that were submitted and have not ended."""
     blocks: list[int] = field(default_factory=list)
     """Empty while it is not in the pool."""
     running: set[int] = field(default_factory=set)
@@ -40,6 +40,8 @@ class Running:
 
     request: Request
     shared: Shared | None
+    number: int
+    """How many began before it."""
     promised: int
     """Blocks set aside for what is still to come."""
 
@@ -66,8 +68,8 @@ class Step:
 class Schedule:
     """Admits requests in their order, and keeps the tables of slots and blocks.
 
-    By slot: `tokens` that the sequence has, the prompt's included (the newest one is not in the pool yet), tokens of its
-    `prompts`, the `limits` at which it ends, and the position at which its `own` blocks begin: where the prefix ends.
+    By slot: `tokens` that the sequence has, the prompt's included (the newest one is not in the pool yet), tokens of
+    its `prompts`, the `limits` at which it ends, and the position where its `own` blocks begin: behind the prefix.
     """
 
     def __init__(self, pool: BlockPool, slots: int, n_positions: int, tokens_per_step: int) -> None:
@@ -77,6 +79,8 @@ class Schedule:
         self.tokens, self.prompts, self.limits, self.own = np.zeros((4, slots), np.int64)
         self._n_positions = n_positions
         self._tokens_per_step = tokens_per_step
+        self._most = slots
+        self._begun = 0
         self._free = list(range(slots))[::-1]
         self._shared: dict[int, Shared] = {}
         # By slot: its blocks, and how many; by block: whose it is, and which one of his.
@@ -98,7 +102,7 @@ class Schedule:
         if prefix is not None:
             if not 0 < len(prefix.ids) < len(prompt) or not np.array_equal(prefix.ids, prompt[: len(prefix.ids)]):
                 raise InputError("a prefix is what the prompt begins with, and leaves at least one token of it")
-            self._shared.setdefault(id(prefix), Shared(prefix, to_come=prefix.members))
+            self._shared.setdefault(id(prefix), Shared(prefix)).members += 1
         self.waiting.append(request)
 
     def step(self) -> Step:
@@ -108,7 +112,7 @@ class Schedule:
         budget = self._tokens_per_step - len(decoding)
         loading: list[Shared] = []
         admitted: list[int] = []
-        while self.waiting and self._free:
+        while self.waiting and self._free and len(self.running) < self._most:
             request = self.waiting[0]
             shared = None if request.prefix is None else self._shared[id(request.prefix)]
             loads = shared is not None and not shared.blocks
@@ -138,11 +142,29 @@ class Schedule:
         self._owner[blocks] = NOBODY
         if ended.shared is not None:
             ended.shared.running.discard(slot)
-            ended.shared.to_come -= 1
-            if ended.shared.to_come == 0:
+            ended.shared.members -= 1
+            if ended.shared.members == 0:
                 self._unload(ended.shared)
                 del self._shared[id(ended.shared.prefix)]
         return ended.request
+
+    def halve(self) -> list[Request]:
+        """Let all sequences under way begin again, in their order, with half the slots and half the tokens a step.
+
+        Where there was but one, it is given up and returned.
+        """
+        alone = len(self.running) == 1
+        begun = sorted(self.running, key=lambda slot: self.running[slot].number)
+        if alone:
+            return [self.end(slot) for slot in begun]
+        self._most = max(1, len(begun) // 2)
+        self._tokens_per_step = max(1, self._tokens_per_step // 2)
+        for slot in reversed(begun):
+            shared = self.running[slot].shared
+            if shared is not None:
+                shared.members += 1
+            self.waiting.appendleft(self.end(slot))
+        return []
 
     def places(self, step: Step) -> tuple[Ids, Ids, Ids]:
         """Of each token of the step, [T]: its position, the block its keys and values go to, and the place there."""
@@ -210,7 +232,8 @@ class Schedule:
     def _admit(self, request: Request, shared: Shared | None) -> int:
         slot, promised = self._free.pop(), self._needs(request, shared)
         self.pool.promise(promised)
-        self.running[slot] = Running(request, shared, promised)
+        self.running[slot] = Running(request, shared, self._begun, promised)
+        self._begun += 1
         if shared is not None:
             shared.running.add(slot)
         self.tokens[slot] = self.prompts[slot] = len(request.prompt_ids)

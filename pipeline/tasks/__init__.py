@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from pipeline.tasks.rows import Holds, RowResults
 
 if TYPE_CHECKING:
-    from gpt2model import GPT2Config, GPT2Tokenizer
-    from pipeline.batching import PackRunner
+    from gpt2model import GenerationConfig, GPT2Config, GPT2Tokenizer
+    from gpt2model.generation import Engine
     from pipeline.job import Job
 
 
@@ -38,7 +38,7 @@ class Task(Protocol):
     def num_tokens(self, prepared: Any) -> int:
         """Tokens that `compute` gives to the model."""
 
-    def compute(self, model: Any, prepared: Any, runner: PackRunner) -> Any:
+    def compute(self, model: Any, prepared: Any, runner: Any) -> Any:
         """Call the model; a row that can't be computed is noted, not raised."""
 
     def finish(self, prepared: Any, computed: Any) -> RowResults:
@@ -46,6 +46,18 @@ class Task(Protocol):
 
     def summarize(self, figures: Mapping[str, float]) -> dict[str, float | None]:
         """What a finished run says of the figures added up over all rows."""
+
+
+@runtime_checkable
+class Continuing(Protocol):
+    """A task that continues rows by engines: its `compute` gets an EngineRunner instead of a PackRunner."""
+
+    @property
+    def by_engine(self) -> bool:
+        """False where the task's options want packs after all."""
+
+    def engine(self, model: Any, slots: int, cache_tokens: int, tokens_per_step: int) -> Engine:
+        """What continues so many rows at once, within a cache of so many positions."""
 
 
 class TaskClass(Protocol):
@@ -69,6 +81,11 @@ def architecture_of(job: Job, config: GPT2Config) -> str:
     return task_class(job.task).architecture(getattr(job, job.task), config)
 
 
-def make_task(job: Job, tokenizer: GPT2Tokenizer, config: GPT2Config) -> Task:
-    """The task that the job names, over the job's options; raises JobError for what the checkpoint can't honour."""
+def make_task(job: Job, tokenizer: GPT2Tokenizer, config: GPT2Config, generation: GenerationConfig) -> Task:
+    """The task that the job names, over the job's options; raises JobError for what the checkpoint can't honour.
+
+    Of the checkpoint's generation_config.json, the eos tokens go before those of its config.json.
+    """
+    if generation.eos_token_id is not None:
+        config = config.replace(eos_token_id=generation.eos_token_id)
     return task_class(job.task)(getattr(job, job.task), job.input.columns, tokenizer, config)

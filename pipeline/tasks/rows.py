@@ -12,16 +12,25 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+ROW = "pipeline:row"
+"""Name of the column that numbers a group's rows by their place in their source."""
+
 
 class Holds(Enum):
     """What a column that a task reads holds."""
 
     TEXT = "text"
     TEXTS = "lists of text"
+    VALUE = "text, numbers or booleans"
+    WHOLE = "whole numbers"
 
     def accepts(self, kind: pa.DataType) -> bool:
         """Whether a column of this type does."""
-        return _is_text(kind) if self is Holds.TEXT else _is_list(kind) and _is_text(kind.value_type)
+        if self is Holds.TEXTS:
+            return _is_list(kind) and _is_text(kind.value_type)
+        if self is Holds.WHOLE:
+            return bool(pa.types.is_integer(kind))
+        return _is_text(kind) or (self is Holds.VALUE and _is_scalar(kind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +42,7 @@ class RowTexts:
     rows: Sequence[int]
     """The rows that can be processed."""
     values: Sequence[tuple[Any, ...]]
-    """What they hold, one entry for each input: a string, or a list of them."""
+    """What they hold, one entry for each input: a string, a list of them, or a whole number, which may be None."""
     errors: Mapping[int, str]
 
 
@@ -48,19 +57,28 @@ class RowResults:
 
 
 def read_texts(rows: pa.Table, inputs: Mapping[str, Holds]) -> RowTexts:
-    """The input columns as Python strings; a null, or text that is not valid UTF-8, becomes that row's error."""
+    """The input columns as Python strings; a null, or text that is not valid UTF-8, becomes that row's error.
+
+    Numbers and booleans are written as Python writes them. A whole number may be null.
+    """
     errors: dict[int, str] = {}
-    columns = []
+    columns: list[Sequence[Any]] = []
     for name, holds in inputs.items():
-        read = _decoded if holds is Holds.TEXT else _decoded_lists
-        columns.append(read(rows.column(name), name, errors))
+        column = rows.column(name)
+        if holds is Holds.WHOLE:
+            columns.append(column.to_pylist())
+        else:
+            read = _decoded_lists if holds is Holds.TEXTS else _decoded if _is_text(column.type) else _written
+            columns.append(read(column, name, errors))
     good = [row for row in range(rows.num_rows) if row not in errors]
     values = list(zip(*([column[row] for row in good] for column in columns), strict=True))
     return RowTexts(rows.num_rows, good, values, errors)
 
 
 def text_bytes(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """UTF-8 bytes of each text, or of all texts of each list; 0 for null."""
+    """UTF-8 bytes of each text, or of all texts of each list; 0 for null, and for what is no text."""
+    if _is_scalar(column.type):
+        return np.zeros(len(column), np.int64)
     if not _is_list(column.type):
         return numbers(pc.binary_length(as_binary(column)))
     lengths = numbers(pc.list_value_length(column))
@@ -100,6 +118,10 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+def _is_scalar(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
@@ -109,6 +131,12 @@ def _decoded(column: pa.ChunkedArray, name: str, errors: dict[int, str]) -> list
         _text(value, lambda why, row=row: errors.setdefault(row, f"{name} {why}"))  # type: ignore[misc]
         for row, value in enumerate(as_binary(column).to_pylist())
     ]
+
+
+def _written(column: pa.ChunkedArray, name: str, errors: dict[int, str]) -> list[str]:
+    values = column.to_pylist()
+    errors.update({row: f"{name} is null" for row, value in enumerate(values) if value is None and row not in errors})
+    return ["" if value is None else str(value) for value in values]
 
 
 def _decoded_lists(column: pa.ChunkedArray, name: str, errors: dict[int, str]) -> list[list[str]]:

@@ -1,0 +1,108 @@
+"""Many groups of rows continued together: while the last rows of one group end, those of the next are under way."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.batching import Item, Result
+
+if TYPE_CHECKING:
+    from gpt2model.generation import Continuation, Engine, Request
+
+GROUPS_AT_ONCE = 2
+"""Groups of one part that are under way together; several parts may be."""
+
+
+class _Order:
+    """The requests of one group, and their answers so far."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = [replace(each, ticket=(self, place)) for place, each in enumerate(requests)]
+        self.answers: list[Continuation | None] = [None] * len(requests)
+        self.left = len(requests)
+
+    def take(self, place: int, answer: Continuation) -> None:
+        self.answers[place] = answer
+        self.left -= 1
+
+
+class EngineRunner:
+    """Engines for the whole life of a worker, each with a thread of its own, that take requests from one queue.
+
+    On a CPU there is an engine a core, which computes in that thread alone: threads that share a product wait for each
+    other, the longer the busier the machine is.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+        self._waiting: deque[Request] = deque()
+        self._changed = threading.Condition()
+        self._broken: BaseException | None = None
+        self._groups = ThreadPoolExecutor(thread_name_prefix="group")
+        for engine in engines:
+            threading.Thread(target=self._work, args=(engine,), name="engine", daemon=True).start()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read and made since the start."""
+        return sum(each.counts.prompt_tokens + each.counts.new_tokens for each in self._engines)
+
+    def each(self, groups: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+        """The groups of one part in their order; the next is computed while the last rows of one are."""
+        ahead: deque[tuple[Item, Future[Result]]] = deque()
+        for group in groups:
+            ahead.append((group, self._groups.submit(compute, group)))
+            if len(ahead) == GROUPS_AT_ONCE:
+                yield _finished(ahead)
+        while ahead:
+            yield _finished(ahead)
+
+    def run(self, requests: Sequence[Request]) -> list[Continuation]:
+        """Continue requests, beside those of other threads; the answers are in the requests' order."""
+        order = _Order(requests)
+        with self._changed:
+            self._waiting += order.requests
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not order.left or self._broken is not None)
+            if order.left:
+                raise RuntimeError(f"the engine failed: {self._broken}") from self._broken
+        return [answer for answer in order.answers if answer is not None]
+
+    def _work(self, engine: Engine) -> None:
+        if engine.device.type == "cpu":
+            torch.set_num_threads(1)
+        try:
+            while True:
+                engine.submit(self._share(engine))
+                answers = engine.step(more=bool(self._waiting))
+                with self._changed:
+                    for answer in answers:
+                        order, place = answer.request.ticket
+                        order.take(place, answer)
+                    if answers:
+                        self._changed.notify_all()
+        except BaseException as error:  # whoever waits for answers is told, whatever it is
+            with self._changed:
+                self._broken = error
+                self._changed.notify_all()
+
+    def _share(self, engine: Engine) -> list[Request]:
+        """The requests that an engine takes: so many that all engines have the same, as far as it has room."""
+        with self._changed:
+            self._changed.wait_for(lambda: engine.unfinished or self._waiting)
+            total = len(self._waiting) + sum(each.unfinished for each in self._engines)
+            fair = -(-total // len(self._engines)) - engine.unfinished
+            count = min(engine.vacant, max(fair, 0), len(self._waiting))
+            return [self._waiting.popleft() for _ in range(count)]
+
+
+def _finished(ahead: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
+    group, future = ahead.popleft()
+    return group, future.result()
