@@ -99,10 +99,9 @@ class Schedule:
             )
         if request.max_new_tokens < 1:
             raise InputError(f"max_new_tokens={request.max_new_tokens} must be at least 1")
-        if prefix is not None:
-            if not 0 < len(prefix.ids) < len(prompt) or not np.array_equal(prefix.ids, prompt[: len(prefix.ids)]):
-                raise InputError("a prefix is what the prompt begins with, and leaves at least one token of it")
-            self._shared.setdefault(id(prefix), Shared(prefix)).members += 1
+        if prefix is not None and not _begins(prompt, prefix.ids):
+            raise InputError("a prefix is what the prompt begins with, and leaves at least one token of it")
+        self._behind(request)
         self.waiting.append(request)
 
     def step(self) -> Step:
@@ -153,18 +152,25 @@ class Schedule:
 
         Where there was but one, it is given up and returned.
         """
-        alone = len(self.running) == 1
         begun = sorted(self.running, key=lambda slot: self.running[slot].number)
-        if alone:
-            return [self.end(slot) for slot in begun]
-        self._most = max(1, len(begun) // 2)
-        self._tokens_per_step = max(1, self._tokens_per_step // 2)
-        for slot in reversed(begun):
-            shared = self.running[slot].shared
-            if shared is not None:
-                shared.members += 1
-            self.waiting.appendleft(self.end(slot))
-        return []
+        requests = [self.running[slot].request for slot in begun]
+        given_up = requests if len(begun) == 1 else []
+        if not given_up:
+            self._most = len(begun) // 2
+            self._tokens_per_step = max(1, self._tokens_per_step // 2)
+            for request in reversed(requests):
+                self._behind(request)
+                self.waiting.appendleft(request)
+        for slot in begun:
+            self.end(slot)
+        for shared in self.held():
+            self._unload(shared)  # perhaps it was this step that was to read it
+        return given_up
+
+    def _behind(self, request: Request) -> None:
+        """Count a request among the members of its prefix."""
+        if request.prefix is not None:
+            self._shared.setdefault(id(request.prefix), Shared(request.prefix)).members += 1
 
     def places(self, step: Step) -> tuple[Ids, Ids, Ids]:
         """Of each token of the step, [T]: its position, the block its keys and values go to, and the place there."""
@@ -269,3 +275,8 @@ class Schedule:
 def _before(shared: Shared | None) -> int:
     """Tokens of the prefix."""
     return 0 if shared is None else len(shared.prefix.ids)
+
+
+def _begins(prompt: Ids, prefix: Ids) -> bool:
+    """Whether a prompt begins with a prefix, and goes on."""
+    return 0 < len(prefix) < len(prompt) and np.array_equal(prefix, prompt[: len(prefix)])
