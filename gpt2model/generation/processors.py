@@ -292,10 +292,10 @@ def _without_ngrams(context: Context, scores: Tensor, tokens: Tensor, size: int)
         return scores
     ends = last_tokens(context, size - 1)
     ends = ends.masked_fill(ends == NO_TOKEN, _NEVER)
-    completes = tokens[:, size - 1 :] != NO_TOKEN
+    banned = tokens[:, size - 1 :]
     for place in range(size - 1):
-        completes = completes & (tokens[:, place : place + windows] == ends[:, place, None])
-    columns = _columns(tokens[:, size - 1 :].where(completes, NO_TOKEN), scores.shape[-1])
+        banned = banned.where(tokens[:, place : place + windows] == ends[:, place, None], NO_TOKEN)
+    columns = _columns(banned, scores.shape[-1])
     return functional.pad(scores, (0, 1)).scatter_(1, columns, -math.inf)[:, :-1]
 
 

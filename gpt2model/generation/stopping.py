@@ -146,7 +146,8 @@ def _automaton(patterns: Sequence[bytes]) -> tuple[Integers, NDArray[np.bool_]]:
         ends[node] = ends[node] or ends[shorter]
         moves[node] = moves[shorter]
         for byte, child in children[node].items():
-            waiting.append((child, int(moves[shorter, byte]) if node else 0))
+            # In this order: from the start, nothing shorter goes on with the byte.
+            waiting.append((child, int(moves[shorter, byte])))
             moves[node, byte] = child
     return moves, np.array(ends)
 

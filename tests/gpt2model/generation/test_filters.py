@@ -24,6 +24,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "top-h": {"top_h": 0.4},
     "wide top-h": {"top_h": 0.95},
     "top-k": {"top_k": 5},
+    "small top-k": {"top_k": 2},
     "all of top-k": {"top_k": 500},
     "top-p": {"top_p": 0.7},
     "small top-p": {"top_p": 0.01},
@@ -176,6 +177,26 @@ def test_equal_scores_are_kept_or_left_out_together() -> None:
     assert TopP(0.5)(scores).isneginf().tolist() == kept
     assert TopH(0.5)(scores).isneginf().tolist() == kept
     assert TopP(0.4)(scores).isneginf().tolist() == [[False, True, True, True, True]]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "mass", "kept"),
+    [
+        ([0.5, 0.25, 0.125, 0.125], 0.5, 1),
+        ([0.5, 0.25, 0.125, 0.125], 0.75, 2),
+        ([0.5, 0.3, 0.1, 0.1], 0.8, 2),
+        ([0.3, 0.3, 0.25, 0.15], 0.8, 3),
+    ],
+)
+def test_a_mass_that_is_just_reached_is_enough(probabilities: list[float], mass: float, kept: int) -> None:
+    scores = torch.tensor([probabilities]).log()
+    assert TopP(mass)(scores).isfinite().sum() == theirs({"top_k": 0, "top_p": mass}, padded(scores)).isfinite().sum()
+    assert TopP(mass)(scores).isfinite().sum() == kept
+
+
+def padded(scores: Tensor) -> Tensor:
+    """Scores with -inf for the rest of the vocabulary."""
+    return torch.nn.functional.pad(scores, (0, V - scores.shape[1]), value=-math.inf)
 
 
 def test_a_share_of_one_keeps_all_that_top_h_looks_at() -> None:

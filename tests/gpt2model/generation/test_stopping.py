@@ -122,6 +122,12 @@ def test_what_was_found_stays_found() -> None:
     assert stop.found(stop.after(states, torch.tensor([[SPLITTING, 1], [1, 1]]))).tolist() == [True, True]
 
 
+@pytest.mark.parametrize("breaking", [SPLITTING, UNKNOWN, UNKNOWN + 1000])
+def test_a_token_without_bytes_breaks_a_string_in_two(breaking: int) -> None:
+    stop = StopStrings(TOKENS, ["bb", "baba"])
+    assert walked(stop, stop.start(1), torch.tensor([[1, breaking, 1, 0, breaking, 3, 1, 1]])) == [[False] * 7 + [True]]
+
+
 def test_of_strings_that_begin_alike_the_shorter_and_the_longer_are_found() -> None:
     stop = StopStrings(TOKENS, ["aba", "ab"])
     # The prompt holds the shorter, of which the longer one is what is left to find.
