@@ -170,7 +170,7 @@ def _stop_strings(settings: GenerationConfig, tokenizer: GPT2Tokenizer | None) -
         return None
     if tokenizer is None:
         raise InputError("stop_strings are looked for in text: give generate() the tokenizer")
-    return StopStrings(token_bytes(tokenizer), settings.stop_strings)
+    return StopStrings(token_bytes(tokenizer, skip_special_tokens=False), settings.stop_strings)
 
 
 def _draws(prompt: Prompt, settings: GenerationConfig, seed: int) -> Draws | None:
