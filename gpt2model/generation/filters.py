@@ -146,7 +146,7 @@ class Epsilon:
     keep: int = 1
 
     def __call__(self, scores: Tensor) -> Tensor:
-        total, _ = _total_and_entropy(scores)
+        total = scores.logsumexp(dim=-1, keepdim=True)
         return _from(scores, torch.minimum(total + math.log(self.cutoff), _best(scores, self.keep)))
 
 
@@ -193,16 +193,11 @@ def _last(ordered: Tensor, kept: Tensor, keep: int) -> Tensor:
 
 
 def _total_and_entropy(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The logarithm of the sum of exponentials, and the entropy in nats of the distribution, both [B, 1].
-
-    Summed in float64, where the order of the columns does not show.
-    """
-    wide = scores.double()
-    total = wide.logsumexp(dim=-1, keepdim=True)
-    terms = wide - total
+    """The logarithm of the sum of exponentials, and the distribution's entropy in nats, both [B, 1]."""
+    total = scores.logsumexp(dim=-1, keepdim=True)
+    terms = scores - total
     # 0 log 0 is 0.
-    entropy = -torch.where(terms.isneginf(), 0.0, terms.exp() * terms).sum(dim=-1, keepdim=True)
-    return total.to(scores.dtype), entropy.to(scores.dtype)
+    return total, -torch.where(terms.isneginf(), 0.0, terms.exp() * terms).sum(dim=-1, keepdim=True)
 
 
 def _distance(scores: Tensor, total: Tensor, entropy: Tensor) -> Tensor:

@@ -96,12 +96,12 @@ class SequenceBias:
 
     def __call__(self, context: Context, scores: Tensor) -> Tensor:
         alone, groups = _bias_tables(self.biases, scores.shape[-1], scores.device)
-        bias = alone.to(scores.dtype).expand_as(scores)
+        biased = scores + alone.to(scores.dtype)
         for prefixes, last, values in groups:
             ends = last_tokens(context, prefixes.shape[1])
             matched = (ends[:, None] == prefixes).all(dim=-1)
-            bias = bias.index_add(1, last, torch.where(matched, values, 0.0).to(scores.dtype))
-        return scores + bias
+            biased.index_add_(1, last, torch.where(matched, values, 0.0).to(scores.dtype))
+        return biased
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +234,12 @@ class ExponentialDecay:
     def __call__(self, context: Context, scores: Tensor) -> Tensor:
         late = context.lengths - context.prompt_lengths - self.start
         growth = (self.factor ** late.clamp(min=0).double() - 1).to(scores.dtype)
+        columns = _known(self.eos, scores.shape[-1], scores.device)
+        held = scores.index_select(1, columns)
         # Finite, however long the row has become: an infinite score has no probability.
-        rise = (scores.abs() * growth[:, None]).clamp(max=torch.finfo(scores.dtype).max)
-        risen = _marks(self.eos, scores.shape[-1], scores.device) & (late > 0)[:, None] & scores.isfinite()
-        return torch.where(risen, scores + rise, scores)
+        rise = (held.abs() * growth[:, None]).clamp(max=torch.finfo(scores.dtype).max)
+        risen = torch.where((late > 0)[:, None] & held.isfinite(), held + rise, held)
+        return scores.index_copy(1, columns, risen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +249,7 @@ class Suppress:
     tokens: tuple[int, ...]
 
     def __call__(self, context: Context, scores: Tensor) -> Tensor:
-        return scores.masked_fill(_marks(self.tokens, scores.shape[-1], scores.device), -math.inf)
+        return scores.index_fill(1, _known(self.tokens, scores.shape[-1], scores.device), -math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,14 +308,15 @@ def _columns(tokens: Tensor, vocab_size: int) -> Tensor:
 
 def _banned(scores: Tensor, tokens: tuple[int, ...], rows: Tensor) -> Tensor:
     """Scores with -inf for the tokens in the rows that `rows` [B] marks."""
-    return scores.masked_fill(_marks(tokens, scores.shape[-1], scores.device) & rows[:, None], -math.inf)
+    columns = _known(tokens, scores.shape[-1], scores.device)
+    return scores.index_copy(1, columns, scores.index_select(1, columns).masked_fill(rows[:, None], -math.inf))
 
 
 def _only(scores: Tensor, tokens: tuple[int, ...], rows: Tensor, option: str) -> Tensor:
     """Scores with 0 for the tokens and -inf for all others in the rows that `rows` [B] marks."""
     _check_vocabulary(tokens, scores.shape[-1], option)
-    others = ~_marks(tokens, scores.shape[-1], scores.device)
-    alone = torch.zeros_like(scores[0]).masked_fill_(others, -math.inf)
+    columns = _known(tokens, scores.shape[-1], scores.device)
+    alone = torch.full_like(scores[0], -math.inf).index_fill_(0, columns, 0.0)
     return torch.where(rows[:, None], alone, scores)
 
 
@@ -322,11 +325,9 @@ def _only(scores: Tensor, tokens: tuple[int, ...], rows: Tensor, option: str) ->
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _marks(tokens: tuple[int, ...], vocab_size: int, device: torch.device) -> Tensor:
-    """A mask [V] of the tokens; those outside the vocabulary cannot be chosen and need no mark."""
-    marks = torch.zeros(vocab_size, dtype=torch.bool)
-    marks[[token for token in tokens if token < vocab_size]] = True
-    return marks.to(device)
+def _known(tokens: tuple[int, ...], vocab_size: int, device: torch.device) -> Tensor:
+    """The tokens, but those outside the vocabulary, which cannot be chosen anyway."""
+    return torch.tensor([token for token in tokens if token < vocab_size], dtype=torch.int64).to(device)
 
 
 @lru_cache(maxsize=16)
