@@ -37,6 +37,22 @@ def test_beam_search_is_transformers(num_beams: int, length_penalty: float, earl
     assert len(lengths) > 1 or length_penalty > 1
 
 
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("length_penalty", [0.3, 0.6])
+def test_a_search_stops_at_the_step_at_which_transformers_stops(
+    length_penalty: float, early_stopping: bool | str
+) -> None:
+    model, oracle = models()
+    steps = []
+    for seed in range(3):
+        given = prompts("left", seed=seed)
+        for most in (4, 6, 9):
+            options: dict[str, Any] = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+            options |= {"num_beams": 3, "max_new_tokens": most, "eos_token_id": frequent(model, given, 6)}
+            steps.append(most - len(generated_alike(model, oracle, given, **options).scores))
+    assert any(steps)
+
+
 @pytest.mark.parametrize("cache", CACHES, ids=str)
 @pytest.mark.parametrize("side", ["none", "left"])
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "GPT2DoubleHeadsModel"])
