@@ -27,9 +27,8 @@ import torch
 from benchmarks.machine import describe, median, print_table, seconds
 from benchmarks.score import SHARED
 from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
-from gpt2model.generation import Engine, GenerationConfig, Request, share_prefixes
+from gpt2model.generation import LEAST_SHARED, Engine, GenerationConfig, Request, share_prefixes
 from pipeline.continuing import EngineRunner
-from pipeline.tasks.generate import LEAST_SHARED
 
 Ids = npt.NDArray[np.int64]
 Order = Literal["prompt", "limit"]

@@ -4,7 +4,7 @@ from gpt2model.auto import AutoGPT2
 from gpt2model.cache import DynamicCache, StaticCache
 from gpt2model.classifiers import GPT2ForQuestionAnswering, GPT2ForSequenceClassification, GPT2ForTokenClassification
 from gpt2model.config import GPT2Config
-from gpt2model.generation.config import GenerationConfig
+from gpt2model.generation import Continuation, GenerationConfig, generate_many
 from gpt2model.heads import GPT2DoubleHeadsModel, GPT2LMHeadModel
 from gpt2model.model import GPT2Model, GPT2PreTrainedModel
 from gpt2model.packing import Packed, pack, pack_branches
@@ -14,6 +14,7 @@ from gpt2model.tokenizer import GPT2Tokenizer
 
 __all__ = [
     "AutoGPT2",
+    "Continuation",
     "DynamicCache",
     "GPT2Config",
     "GPT2DoubleHeadsModel",
@@ -29,6 +30,7 @@ __all__ = [
     "QuantizationConfig",
     "StaticCache",
     "continuation_logprobs",
+    "generate_many",
     "pack",
     "pack_branches",
     "token_logprobs",
