@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
+from pipeline.tasks.prompts import added_tokens
 from pipeline.tasks.rows import Holds, RowTexts, read_texts
 from pipeline.tasks.sequences import Ids, Sequences, lay_out
 
@@ -46,8 +47,7 @@ class DocumentReader:
         """`truncation` leaves out the end or the start of longer texts, or cuts them into windows of like length."""
         self._tokenizer = tokenizer
         self._truncation = truncation
-        self._before = _added(tokenizer.bos_token_id if tokenizer.add_bos_token else None)
-        self._after = _added(tokenizer.eos_token_id if tokenizer.add_eos_token else None)
+        self._before, self._after = added_tokens(tokenizer)
         self._room = context - len(self._before) - len(self._after)
 
     def read(self, rows: pa.Table) -> Documents:
@@ -78,7 +78,3 @@ def told(figures: Mapping[str, float]) -> dict[str, float | None]:
     """The summary's lines on what was cut; none where nothing was."""
     lines = {"truncated texts": figures.get("truncated", 0), "texts in several windows": figures.get("windowed", 0)}
     return {"tokens": figures.get("tokens", 0), **{name: count for name, count in lines.items() if count}}
-
-
-def _added(token: int | None) -> Ids:
-    return np.array([] if token is None else [token], np.int64)

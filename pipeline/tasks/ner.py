@@ -21,6 +21,7 @@ from pipeline.options import Options
 from pipeline.tasks.entities import Entity, Ints, Strategy, Tokens, Units, find_entities, make_units
 from pipeline.tasks.ner_labels import OUTSIDE, read_labels
 from pipeline.tasks.ner_words import given_words, spaced_words
+from pipeline.tasks.prompts import added_tokens
 from pipeline.tasks.rows import Holds, RowResults, RowTexts, list_column, read_texts
 from pipeline.tasks.sequences import Ids, Sequences, concatenate, lay_out, places
 
@@ -86,7 +87,7 @@ class NerTask:
     ) -> None:
         self.options = options
         self.tokenizer = tokenizer
-        self.before, self.after = _template(tokenizer)
+        self.before, self.after = added_tokens(tokenizer)
         self.room = config.n_positions - len(self.before) - len(self.after)
         """Tokens of a text that a window holds, between those that the tokenizer adds."""
         self.labels = read_labels(config.id2label)
@@ -220,15 +221,6 @@ def _cut(total: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]
     """Windows (begin, end, first) over `total` tokens: of begin..end-1 those from `first` on are in no earlier one."""
     for begin in range(0, max(total - overlap, min(total, 1)), window - overlap):
         yield begin, min(begin + window, total), begin + overlap if begin else 0
-
-
-def _template(tokenizer: GPT2Tokenizer) -> tuple[Ids, Ids]:
-    """Ids that the tokenizer adds before and behind a text."""
-    (content,) = tokenizer.encode_ragged(["a"])
-    whole = tokenizer.encode_ragged(["a"], add_special_tokens=True, return_chars=True)
-    assert whole.chars is not None
-    first = int(np.argmax(whole.chars[:, 1] > whole.chars[:, 0]))
-    return whole.ids[:first], whole.ids[first + len(content) :]
 
 
 def _not_finite(windows: Sequences, probabilities: npt.NDArray[np.float32]) -> dict[int, str]:

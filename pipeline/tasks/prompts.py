@@ -18,6 +18,15 @@ def start_token(tokenizer: GPT2Tokenizer) -> int | None:
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
+def added_tokens(tokenizer: GPT2Tokenizer) -> tuple[Ids, Ids]:
+    """Ids that the tokenizer's template adds before and behind a text."""
+    (content,) = tokenizer.encode_ragged(["a"])
+    whole = tokenizer.encode_ragged(["a"], add_special_tokens=True, return_chars=True)
+    assert whole.chars is not None
+    first = int(np.argmax(whole.chars[:, 1] > whole.chars[:, 0]))
+    return whole.ids[:first], whole.ids[first + len(content) :]
+
+
 def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: GPT2Tokenizer, prefix: Ids) -> list[tuple[Ids, int]]:
     """Prompt and completion as lm-evaluation-harness encodes them: all tokens, and how many of them are given.
 

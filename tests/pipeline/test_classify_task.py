@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
 
 from gpt2model import GPT2LMHeadModel, GPT2Tokenizer
 from pipeline.errors import JobError
@@ -132,6 +133,19 @@ def test_a_bos_token_that_the_tokenizer_adds_is_read(classifier: Classifier) -> 
     logits = classifier.model(ids).logits[0].double().softmax(0)
     assert rows[0]["label"] is not None
     assert rows[1]["score"] == pytest.approx(float(logits.max()), abs=1e-5)
+
+
+def test_what_a_tokenizers_own_template_adds_is_read(classifier: Classifier, checkpoint: Path, tmp_path: Path) -> None:
+    GPT2Tokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    core = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    core.post_processor = processors.TemplateProcessing(single="a $A the", special_tokens=[("a", 5), ("the", 9)])
+    core.save(str(tmp_path / "tokenizer.json"))
+    templated = Classifier(classifier.model, tmp_path)
+    whole = templated.tokenizer(TEXTS[3])["input_ids"]
+    assert (whole[0], whole[-1]) == (5, 9)
+    expected = classifier.model(torch.tensor([whole])).logits[0].softmax(-1)
+    (row,), _ = templated([TEXTS[3]], scores=True)
+    assert [row["scores"][label] for label in LABELS] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("truncation", ["end", "start", "windows"])
