@@ -80,7 +80,7 @@ class EngineRunner:
             torch.set_num_threads(1)
         try:
             while True:
-                engine.submit(self._share(engine))
+                self._submit_share(engine)
                 answers = engine.step(more=bool(self._waiting))
                 with self._changed:
                     for answer in answers:
@@ -93,14 +93,15 @@ class EngineRunner:
                 self._broken = error
                 self._changed.notify_all()
 
-    def _share(self, engine: Engine) -> list[Request]:
-        """The requests that an engine takes: so many that all engines have the same, as far as it has room."""
+    def _submit_share(self, engine: Engine) -> None:
+        """Give an engine so many requests that all engines have the same, as far as it has room."""
         with self._changed:
             self._changed.wait_for(lambda: engine.unfinished or self._waiting)
             total = len(self._waiting) + sum(each.unfinished for each in self._engines)
             fair = -(-total // len(self._engines)) - engine.unfinished
             count = min(engine.vacant, max(fair, 0), len(self._waiting))
-            return [self._waiting.popleft() for _ in range(count)]
+            # Under the lock: what one has taken and not yet submitted, the others would not count.
+            engine.submit([self._waiting.popleft() for _ in range(count)])
 
 
 def _finished(ahead: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:

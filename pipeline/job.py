@@ -13,7 +13,7 @@ from pipeline.options import Options
 from pipeline.tasks.choose import ChooseOptions
 from pipeline.tasks.classify import ClassifyOptions
 from pipeline.tasks.embed import EmbedOptions
-from pipeline.tasks.generate import GenerateOptions
+from pipeline.tasks.generate_options import GenerateOptions
 from pipeline.tasks.ner import NerOptions
 from pipeline.tasks.qa import QaOptions
 from pipeline.tasks.score import ScoreOptions

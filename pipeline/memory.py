@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,12 +64,12 @@ def _free_on_cuda(job: Job) -> float | None:
     return CUDA_SHARE * free * min(1.0, 1.0 if gpus is None else gpus)
 
 
-def _free_on_cpu(threads: int) -> float:
-    """The share of what is free in this machine, or in the container that it is."""
-    free = float("inf")
+def _free_on_cpu(threads: int) -> float | None:
+    """The share of what is free in this machine, or in the container that it is; None where it does not say."""
+    free = math.inf
     if MEMINFO.is_file():
         lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024.0
     with contextlib.suppress(OSError, ValueError):  # no such control group, or "max": no limit
         free = min(free, int(LIMIT.read_text()) - int(USED.read_text()))
-    return CPU_SHARE * free * min(1.0, threads / available_cpus())
+    return CPU_SHARE * free * min(1.0, threads / available_cpus()) if free < math.inf else None

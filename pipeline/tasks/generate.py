@@ -9,93 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import AfterValidator, Field
 
 from pipeline.errors import JobError
-from pipeline.options import Options
-from pipeline.tasks.beams import search_beams
-from pipeline.tasks.prompts import start_token
+from pipeline.tasks.beams import Searcher
+from pipeline.tasks.generate_options import SEEDS, GenerateOptions
+from pipeline.tasks.prompts import added_tokens, start_token
 from pipeline.tasks.rows import ROW, Holds, RowResults, RowTexts, read_texts
 from pipeline.tasks.sequences import Ids
 from pipeline.tasks.templates import Template
 
 if TYPE_CHECKING:
     from gpt2model import GPT2Config, GPT2Tokenizer
-    from gpt2model.generation import Engine, GenerationConfig
+    from gpt2model.generation import Engine
+    from gpt2model.generation.stopping import StopStrings
     from pipeline.batching import PackRunner
     from pipeline.continuing import EngineRunner
 
-LEAST_SHARED = 32
-"""Tokens that prompts must begin with in common to have them computed once: below, sharing costs more than it saves."""
 PER_ROW = ("max_new_tokens", "seed")
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-def _checked(template: str) -> str:
-    Template.parse(template)
-    return template
-
-
-def _not_empty(strings: list[str]) -> list[str]:
-    if not all(strings):
-        raise ValueError(f"{strings}: an empty string would stop every row at once: leave it out")
-    return strings
-
-
-class GenerateOptions(Options):
-    """Options of the generate task: what a job does not say is as stated here, whatever the checkpoint's defaults."""
-
-    template: Annotated[str, AfterValidator(_checked)] | None = None
-    """Prompt made of columns, as "{title}\\n\\n{text}\\nTL;DR:". null: the column `text` as it is."""
-    max_new_tokens: Annotated[int, Field(gt=0)] = 64
-    """Tokens a row gets at most; a column named by input.columns.max_new_tokens overrides it row by row."""
-    min_new_tokens: Annotated[int, Field(ge=0)] = 0
-    """Tokens before which no eos is chosen."""
-    do_sample: bool = False
-    """Draw tokens instead of taking the likeliest."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Divides the scores: below 1 the likely become likelier."""
-    top_k: Annotated[int, Field(ge=0)] = 50
-    """Draw among the k likeliest tokens; 0: among all."""
-    top_p: Share = 1.0
-    """Draw among the likeliest tokens that hold this share of the probability."""
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Leave out tokens less likely than this share of the likeliest one."""
-    typical_p: Share = 1.0
-    """Draw among the tokens of the most typical likelihood that hold this share of the probability."""
-    epsilon_cutoff: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Leave out tokens of a lower probability."""
-    eta_cutoff: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Leave out tokens of a lower probability, less so where all are unlikely."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Above 1: tokens that the row holds become less likely."""
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
-    """No run of so many tokens comes twice in a row; 0: it may."""
-    suppress: list[str] = Field(default_factory=list)
-    """Texts that must not be written, as their tokens."""
-    num_beams: Annotated[int, Field(gt=0)] = 1
-    """Above 1: beam search, batch by batch."""
-    length_penalty: float = 1.0
-    """Of beam search: above 0 longer texts are preferred, below 0 shorter ones."""
-    early_stopping: bool | Literal["never"] = False
-    """Of beam search: whether a row ends as soon as it has num_beams finished texts."""
-    num_return_sequences: Annotated[int, Field(gt=0)] = 1
-    """Texts a row: samples, or the best beams. Above 1 the result columns are lists."""
-    stop: Annotated[list[str], AfterValidator(_not_empty)] = Field(default_factory=list)
-    """A row ends where its text has one of these; the text before it is written."""
-    seed: int = 0
-    """Of the draws; a column named by input.columns.seed overrides it row by row."""
-    logprobs: bool = False
-    """Also write `generated_logprobs`: each new token's log-probability by the model itself."""
-    token_ids: bool = False
-    """Also write `generated_ids`."""
-    overflow: Literal["truncate_left", "error"] = "truncate_left"
-    """Of prompts that with max_new_tokens are longer than the context: leave out the beginning, or the row's error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,37 +86,22 @@ class GenerateTask:
         self.context = config.n_positions
         self._template = Template.parse(options.template) if options.template is not None else None
         fields = ("text",) if self._template is None else self._template.fields
+        per_row = [name for name in PER_ROW if name in columns]
+        for name in per_row:
+            if name in fields:
+                raise JobError(
+                    f"generate.template names {{{name}}}, which input.columns gives to generate.{name}: name the "
+                    f"column otherwise for the template, as input.columns.{name}_told={columns[name]}"
+                )
         holds = Holds.TEXT if self._template is None else Holds.VALUE
-        self.inputs: Mapping[str, Holds] = {
-            **dict.fromkeys(fields, holds),
-            **{name: Holds.WHOLE for name in PER_ROW if name in columns},
-        }
-        self._fields = tuple(dict.fromkeys(fields))
+        self.inputs: Mapping[str, Holds] = {**dict.fromkeys(fields, holds), **dict.fromkeys(per_row, Holds.WHOLE)}
         start = start_token(tokenizer)
         self._start = np.array([] if start is None else [start], np.int64)
-        self._before = self._start if tokenizer.add_bos_token else self._start[:0]
+        self._before, _ = added_tokens(tokenizer)
         try:
-            self.generation = self._generation(config)
+            self.generation = options.generation_config(tokenizer, config)
         except GPT2Error as error:
             raise JobError(f"generate: {error}") from error
-
-    def _generation(self, config: GPT2Config) -> GenerationConfig:
-        from gpt2model.generation import GenerationConfig
-
-        options = self.options
-        suppressed = [self.tokenizer.encode(text) for text in options.suppress]
-        same = ["do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"]
-        same += ["repetition_penalty", "no_repeat_ngram_size", "num_beams", "num_return_sequences", "max_new_tokens"]
-        beams = {"length_penalty": options.length_penalty, "early_stopping": options.early_stopping}
-        return GenerationConfig(
-            **{name: getattr(options, name) for name in same},
-            **(beams if options.num_beams > 1 else {}),
-            min_new_tokens=options.min_new_tokens or None,
-            bad_words_ids=[ids for ids in suppressed if ids] or None,
-            stop_strings=options.stop or None,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-        )
 
     @staticmethod
     def architecture(options: GenerateOptions, config: GPT2Config) -> str:
@@ -214,13 +135,13 @@ class GenerateTask:
         cut = 0
         for row, each, ids in zip(texts.rows, values, ragged, strict=True):
             prompt = np.concatenate([self._before, ids]) if len(ids) else self._start
-            limit = self._given(each, "max_new_tokens")
+            limit, seed = self._given(each, "max_new_tokens"), self._given(each, "seed")
             room = max(self.context + 1 - limit, 1)
-            if reason := self._refusal(prompt, limit, room):
+            if reason := self._refusal(prompt, limit, seed, room):
                 errors[row] = reason
                 continue
             cut += len(prompt) > room
-            kept.append((row, prompt[-room:], limit, self._given(each, "seed"), numbered[row]))
+            kept.append((row, self._last(prompt, room), min(limit, self.context), seed, numbered[row]))
         at, prompts, limits, seeds, places = zip(*kept, strict=True) if kept else ((),) * 5
         return GenerateRows(texts, errors, at, prompts, limits, seeds, places, cut)
 
@@ -234,11 +155,20 @@ class GenerateTask:
         given = values.get(name) if self.inputs.get(name) is Holds.WHOLE else None
         return int(getattr(self.options, name) if given is None else given)
 
-    def _refusal(self, prompt: Ids, limit: int, room: int) -> str | None:
+    def _last(self, prompt: Ids, room: int) -> Ids:
+        """What there is room for: the prompt's end, behind what the tokenizer puts before a text."""
+        if len(prompt) <= room:
+            return prompt
+        before = self._before[: room - 1]
+        return np.concatenate([before, prompt[len(prompt) - room + len(before) :]])
+
+    def _refusal(self, prompt: Ids, limit: int, seed: int, room: int) -> str | None:
         if len(prompt) == 0:
             return "the prompt is empty, and the tokenizer has neither a bos nor an eos token that it could begin with"
         if limit < 1:
             return f"max_new_tokens is {limit}: it must be 1 or more"
+        if seed not in SEEDS:
+            return f"seed is {seed}: it must be from -2**63 to 2**63 - 1"
         if len(prompt) > room and self.options.overflow == "error":
             return f"the prompt has {len(prompt)} tokens, and the context leaves {room} before {limit} new ones"
         return None
@@ -255,9 +185,7 @@ class GenerateTask:
     def engine(self, model: Any, slots: int, cache_tokens: int, tokens_per_step: int) -> Engine:
         """What continues so many rows at once, within a cache of so many positions."""
         from gpt2model.generation import Engine
-        from gpt2model.generation.stopping import StopStrings, token_bytes
 
-        stop = StopStrings(token_bytes(self.tokenizer), self.options.stop) if self.options.stop else None
         return Engine(
             model,
             self.generation,
@@ -265,7 +193,7 @@ class GenerateTask:
             cache_tokens=cache_tokens,
             tokens_per_step=tokens_per_step,
             logprobs=self.options.logprobs,
-            stop=stop,
+            stop=self._stop,
         )
 
     def compute(self, model: Any, prepared: GenerateRows, runner: Any) -> MadeRows:
@@ -273,7 +201,7 @@ class GenerateTask:
         return self._continued(prepared, runner) if self.by_engine else self._searched(model, prepared, runner)
 
     def _continued(self, prepared: GenerateRows, runner: EngineRunner) -> MadeRows:
-        from gpt2model.generation import Request, share_prefixes
+        from gpt2model.generation import LEAST_SHARED, Request, share_prefixes
 
         samples = self.options.num_return_sequences
         # The longest first, so that all end at about the same time.
@@ -300,15 +228,8 @@ class GenerateTask:
         return MadeRows(made, failed)
 
     def _searched(self, model: Any, prepared: GenerateRows, runner: PackRunner) -> MadeRows:
-        found, unfit = search_beams(
-            model,
-            prepared.prompts,
-            prepared.limits,
-            self.generation,
-            self.tokenizer,
-            runner,
-            logprobs=self.options.logprobs,
-        )
+        searcher = Searcher(model, self.generation, self._stop, self.options.logprobs)
+        found, unfit = searcher.search(prepared.prompts, prepared.limits, runner)
         made = [[Made(each.token_ids, self._reason(each.token_ids), each.logprobs) for each in own] for own in found]
         return MadeRows(made, {prepared.rows[place]: why for place, why in unfit.items()})
 
@@ -318,6 +239,12 @@ class GenerateTask:
             return "eos"
         text = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True) if self.options.stop else ""
         return "stop" if any(each in text for each in self.options.stop) else "length"
+
+    @cached_property
+    def _stop(self) -> StopStrings | None:
+        from gpt2model.generation.stopping import StopStrings, token_bytes
+
+        return StopStrings(token_bytes(self.tokenizer), self.options.stop) if self.options.stop else None
 
     def finish(self, prepared: GenerateRows, computed: MadeRows) -> RowResults:
         """Turn tokens into text, and both into columns."""
