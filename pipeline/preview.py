@@ -80,6 +80,19 @@ def _tokens(prepared: Prepared) -> str:
     inputs = pa.table([table.column(column) for column in names.values()], names=list(names))
     task_rows = prepared.task.prepare(inputs)
     mean = prepared.task.num_tokens(task_rows) / table.num_rows
+    more = _new_tokens(prepared)
     if plan.rows is None:
-        return f"about {mean:,.0f} a row"
-    return f"about {mean * plan.rows:,.0f} ({mean:,.0f} a row in the first {table.num_rows})"
+        return f"about {mean:,.0f} a row{more}"
+    return f"about {mean * plan.rows:,.0f} ({mean:,.0f} a row in the first {table.num_rows}){more}"
+
+
+def _new_tokens(prepared: Prepared) -> str:
+    """Of generate, what is written besides what is read."""
+    options = prepared.job.generate
+    if prepared.job.task != "generate":
+        return ""
+    several = f"{options.num_return_sequences} times " if options.num_return_sequences > 1 else ""
+    limit = (
+        "each row's own max_new_tokens" if "max_new_tokens" in prepared.job.input.columns else options.max_new_tokens
+    )
+    return f" read, {several}{limit} a row at most to write"
