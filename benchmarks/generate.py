@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -86,7 +87,9 @@ def our_engine(model: GPT2LMHeadModel, threads: int, told: dict[str, float]) -> 
         prefixes = share_prefixes(work.prompts, least=LEAST_SHARED)
         order = sorted(range(len(work.prompts)), key=lambda row: -work.limits[row])
         requests = [Request(work.prompts[row], work.limits[row], prefix=prefixes[row]) for row in order]
-        answers = EngineRunner(engines).run(requests)
+        runner = EngineRunner(engines)
+        with closing(runner):
+            answers = runner.run(requests)
         assert [len(answer.token_ids) for answer in answers] == [work.limits[row] for row in order]
         counts = [engine.counts for engine in engines]
         told["slots in use"] = sum(each.busy_rows for each in counts) / SLOTS / sum(each.busy_steps for each in counts)

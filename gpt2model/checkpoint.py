@@ -15,9 +15,8 @@ from torch import Tensor
 from gpt2model import _hf
 from gpt2model.checkpoint_fit import Fitted, ModelT, fill, fit
 from gpt2model.checkpoint_source import find_source
-from gpt2model.config import CONFIG_NAME, GPT2Config
+from gpt2model.config import CONFIG_NAME, GENERATION_CONFIG_NAME, GPT2Config
 from gpt2model.errors import CheckpointError, ConfigError
-from gpt2model.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 from gpt2model.model import GPT2PreTrainedModel
 from gpt2model.quantization import CONFIG_KEY, QuantizationConfig, weight_bytes
 from gpt2model.weights import PICKLE, SAFETENSORS, SAFETENSORS_INDEX, write_files, write_text
@@ -106,8 +105,8 @@ def load_checkpoint(
         fitted.model.config = config.replace(extra={**config.extra, CONFIG_KEY: held.to_dict()})
     fill(fitted, layers, place)
     generation = fitted.source.snapshot.folder / GENERATION_CONFIG_NAME
-    if fitted.model.generation_config is not None and generation.exists():
-        fitted.model.generation_config = _generation_config(generation)
+    if generation.exists():
+        fitted.model.generation_config = generation  # read when it is asked for
     return fitted.model.eval()
 
 
@@ -171,18 +170,11 @@ def save_checkpoint(
     try:
         target.mkdir(parents=True, exist_ok=True)
         write_files(state, target, max_shard_size=max_shard_size, safe=safe_serialization)
-        if model.generation_config is not None:
+        if model.get_output_embeddings() is not None:
             write_text(target / GENERATION_CONFIG_NAME, model.generation_config.to_json_string())
         write_text(target / CONFIG_NAME, config.to_json_string())
     except OSError as error:
         raise CheckpointError(f"{target}: the checkpoint cannot be written: {error}") from error
-
-
-def _generation_config(path: Path) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_json_file(path)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def _fitted(

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 
 from gpt2model import hub
-from gpt2model.config import CONFIG_NAME, GPT2Config
+from gpt2model.config import CONFIG_NAME, GENERATION_CONFIG_NAME, GPT2Config
 from gpt2model.config_values import as_dtype
 from gpt2model.errors import CheckpointError
 from gpt2model.weights import FORMATS, TensorHeader, read_headers, read_index
 
-GENERATION_CONFIG_NAME = "generation_config.json"
 # Formats that other libraries write, for the message.
 _FOREIGN = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index", "pytorch_model.pt", "model.onnx")
 

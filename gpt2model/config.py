@@ -16,6 +16,7 @@ from gpt2model.config_values import RULES, as_dtype, complete_labels, freeze, th
 from gpt2model.errors import ConfigError
 
 CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
 
 # Other names of the same option. `n_ctx` and `torch_dtype` are what files of transformers 2 to 4 say.
 ALIASES: Mapping[str, str] = MappingProxyType(

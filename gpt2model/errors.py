@@ -5,7 +5,7 @@
     ├── CheckpointError        a folder, a Hub repository or a weights file that cannot be read
     │   └── WeightsMismatch    weights that are missing, unexpected or of another shape
     ├── TokenizerError         tokenizer files or a text that cannot be encoded (also a ValueError)
-    └── InputError             arguments of forward that contradict each other or the config (also a ValueError)
+    └── InputError             arguments of a call that contradict each other or the config (also a ValueError)
 
 Every message names the value, the place and the remedy.
 """
@@ -32,4 +32,4 @@ class TokenizerError(GPT2Error, ValueError):
 
 
 class InputError(GPT2Error, ValueError):
-    """Arguments of forward that contradict each other or the config."""
+    """Arguments of a call, of forward or generate, that contradict each other or the config."""

@@ -15,7 +15,6 @@ from gpt2model.attention import AttentionImplementation
 from gpt2model.cache import Cache
 from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
-from gpt2model.generation.config import GenerationConfig
 from gpt2model.generation.generate import generate
 from gpt2model.generation.transitions import compute_transition_scores
 from gpt2model.model import GPT2Model, GPT2PreTrainedModel, check_ids
@@ -48,7 +47,6 @@ class ModelInputs(TypedDict, total=False):
 class GPT2LMHeadModel(GPT2PreTrainedModel):
     """GPT2Model and the language-model head: logits of the next token at every position."""
 
-    generation_config: GenerationConfig
     generate = generate
     compute_transition_scores = staticmethod(compute_transition_scores)
 
@@ -56,7 +54,6 @@ class GPT2LMHeadModel(GPT2PreTrainedModel):
         super().__init__(config)
         self.transformer = GPT2Model(config, attn_implementation=attn_implementation)
         self.lm_head = _language_model_head(config)
-        self.generation_config = GenerationConfig.from_model_config(config)
         self.tie_weights()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -98,7 +95,6 @@ class GPT2DoubleHeadsModel(GPT2PreTrainedModel):
     As in transformers, the model's config says num_labels=1: one score a choice.
     """
 
-    generation_config: GenerationConfig
     generate = generate
     compute_transition_scores = staticmethod(compute_transition_scores)
 
@@ -107,7 +103,6 @@ class GPT2DoubleHeadsModel(GPT2PreTrainedModel):
         self.transformer = GPT2Model(self.config, attn_implementation=attn_implementation)
         self.lm_head = _language_model_head(self.config)
         self.multiple_choice_head = GPT2SequenceSummary(self.config)
-        self.generation_config = GenerationConfig.from_model_config(self.config)
         self.tie_weights()
 
     def get_output_embeddings(self) -> nn.Linear:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack, cast
 
 import torch
@@ -44,12 +45,30 @@ class GPT2PreTrainedModel(nn.Module):
     """
 
     base_model_prefix: ClassVar[str] = "transformer"
-    generation_config: GenerationConfig | None = None
-    """The options that `generate` goes by, of the models that have it; a change replaces it."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
+        self._generation: GenerationConfig | Path | None = None
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The options that `generate` goes by, of the models that have it: the checkpoint's own; a change replaces it.
+
+        Read when they are first asked for: what a file says of generation is no reason not to score with its model.
+        Raises ConfigError for a file, or a model's config, that holds impossible options.
+        """
+        from gpt2model.generation.config import GenerationConfig
+
+        if self._generation is None:
+            self._generation = GenerationConfig.from_model_config(self.config)
+        elif not isinstance(self._generation, GenerationConfig):
+            self._generation = GenerationConfig.from_json_file(self._generation)
+        return self._generation
+
+    @generation_config.setter
+    def generation_config(self, options: GenerationConfig | Path) -> None:
+        self._generation = options
 
     @property
     def device(self) -> torch.device:

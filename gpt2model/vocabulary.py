@@ -270,7 +270,7 @@ class Vocabulary:
     def _text_of(self, tokens: list[str]) -> str:
         if self.errors == "replace":  # the only way the library knows
             return str(self._core.decoder.decode(tokens))
-        raw = b"".join(map(_bytes_of, tokens))
+        raw = b"".join(map(bytes_of, tokens))
         try:
             return raw.decode(errors=self.errors)
         except UnicodeDecodeError as error:
@@ -363,7 +363,7 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTE_OF = _byte_alphabet()
 
 
-def _bytes_of(token: str) -> bytes:
+def bytes_of(token: str) -> bytes:
     """A token's bytes; an added token with other characters, such as a space, stands for itself."""
     known = [_BYTE_OF.get(character) for character in token]
     return token.encode() if None in known else bytes(byte for byte in known if byte is not None)

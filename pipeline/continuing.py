@@ -45,9 +45,13 @@ class EngineRunner:
         self._waiting: deque[Request] = deque()
         self._changed = threading.Condition()
         self._broken: BaseException | None = None
+        self._closed = False
         self._groups = ThreadPoolExecutor(thread_name_prefix="group")
-        for engine in engines:
-            threading.Thread(target=self._work, args=(engine,), name="engine", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._work, args=(engine,), name="engine", daemon=True) for engine in engines
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def tokens(self) -> int:
@@ -75,12 +79,21 @@ class EngineRunner:
                 raise RuntimeError(f"the engine failed: {self._broken}") from self._broken
         return [answer for answer in order.answers if answer is not None]
 
+    def close(self) -> None:
+        """End the threads after the steps that they are in; whoever still waits for answers gets an error."""
+        with self._changed:
+            self._closed = True
+            self._broken = self._broken or RuntimeError("it was closed")
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._groups.shutdown()
+
     def _work(self, engine: Engine) -> None:
         if engine.device.type == "cpu":
             torch.set_num_threads(1)
         try:
-            while True:
-                self._submit_share(engine)
+            while self._submit_share(engine):
                 answers = engine.step(more=bool(self._waiting))
                 with self._changed:
                     for answer in answers:
@@ -93,15 +106,18 @@ class EngineRunner:
                 self._broken = error
                 self._changed.notify_all()
 
-    def _submit_share(self, engine: Engine) -> None:
-        """Give an engine so many requests that all engines have the same, as far as it has room."""
+    def _submit_share(self, engine: Engine) -> bool:
+        """Give an engine so many requests that all engines have the same, as far as it has room; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: engine.unfinished or self._waiting)
+            self._changed.wait_for(lambda: engine.unfinished or self._waiting or self._closed)
+            if self._closed:
+                return False
             total = len(self._waiting) + sum(each.unfinished for each in self._engines)
             fair = -(-total // len(self._engines)) - engine.unfinished
             count = min(engine.vacant, max(fair, 0), len(self._waiting))
             # Under the lock: what one has taken and not yet submitted, the others would not count.
             engine.submit([self._waiting.popleft() for _ in range(count)])
+            return True
 
 
 def _finished(ahead: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:

@@ -10,12 +10,10 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from gpt2model import hub
-from gpt2model.config import CONFIG_NAME, GPT2Config
+from gpt2model.config import CONFIG_NAME, GENERATION_CONFIG_NAME, GPT2Config
 from gpt2model.config_values import thaw
 from gpt2model.errors import ConfigError
 from gpt2model.generation.option_values import NOT_OFFERED, RULES, frozen, without_neutral
-
-GENERATION_CONFIG_NAME = "generation_config.json"
 
 _OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
 

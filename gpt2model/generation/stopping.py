@@ -21,7 +21,7 @@ from gpt2model.errors import InputError
 from gpt2model.generation.context import NO_TOKEN, Context
 from gpt2model.generation.processors import last_tokens
 from gpt2model.tokenizer import GPT2Tokenizer
-from gpt2model.vocabulary import _bytes_of
+from gpt2model.vocabulary import bytes_of
 
 Integers = NDArray[np.int32]
 
@@ -93,7 +93,7 @@ def token_bytes(tokenizer: GPT2Tokenizer, skip_special_tokens: bool = True) -> l
     held: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
     for token, index in vocabulary.items():
         if index not in special:
-            held[index] = _bytes_of(token)
+            held[index] = bytes_of(token)
     return held
 
 

@@ -519,8 +519,9 @@ def test_a_checkpoints_generation_config_decides_and_goes_both_ways(tmp_path: Pa
 def test_models_without_a_language_head_generate_nothing(tmp_path: Path) -> None:
     models()[0].save_pretrained(tmp_path)
     base = gpt2model.GPT2Model.from_pretrained(tmp_path)
-    assert base.generation_config is None
     assert not hasattr(base, "generate")
+    base.save_pretrained(tmp_path / "base")
+    assert not (tmp_path / "base" / "generation_config.json").exists()
 
 
 def test_nothing_of_the_callers_is_written_to() -> None:
@@ -618,3 +619,16 @@ def test_all_scores_of_a_padded_batch_are_those_of_its_rows_alone() -> None:
         ids = given["input_ids"][row : row + 1, PLACES - length :]
         alone = model.generate(ids, max_new_tokens=5, eos_token_id=None, **RECORD)
         assert_all_close(tuple(each[row : row + 1] for each in batch.scores), alone.scores)
+
+
+def test_impossible_options_in_the_file_cost_only_who_asks_for_them(tmp_path: Path) -> None:
+    model, _ = models()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.0}))
+    loaded = type(model).from_pretrained(tmp_path)
+    ids = prompts("none")["input_ids"]
+    assert_close(loaded(ids).logits, model(ids).logits)
+    with pytest.raises(ConfigError, match=r"generation_config\.json: temperature=0\.0"):
+        loaded.generate(ids)
+    loaded.generation_config = GenerationConfig(max_new_tokens=2)
+    assert loaded.generate(ids).shape[1] == ids.shape[1] + 2
