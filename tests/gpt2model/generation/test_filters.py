@@ -210,3 +210,14 @@ def test_only_normalization_is_for_greedy_search_too() -> None:
     assert [type(each).__name__ for each in greedy] == ["LogSoftmax"]
     assert filters_of(GenerationConfig()) == ()
     assert filters_of(GenerationConfig(do_sample=True)) == (TopK(50),)
+
+
+@pytest.mark.parametrize("mass", [0.01, 0.3, 0.9, 0.99])
+@pytest.mark.parametrize("spread", [0.1, 2.0, 6.0])
+def test_top_p_of_a_large_vocabulary_keeps_what_a_sort_keeps(mass: float, spread: float) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    scores = torch.randn(12, 8192, generator=drawn) * spread
+    scores[3, 5000:] = -torch.inf
+    scores[4] = scores[4].round()
+    least = TopP(mass)._by_sorting(scores)
+    assert torch.equal(TopP(mass)(scores), scores.masked_fill(scores < least, -torch.inf))
