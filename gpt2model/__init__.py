@@ -6,8 +6,9 @@ from gpt2model.classifiers import GPT2ForQuestionAnswering, GPT2ForSequenceClass
 from gpt2model.config import GPT2Config
 from gpt2model.generation import Continuation, GenerationConfig, generate_many
 from gpt2model.heads import GPT2DoubleHeadsModel, GPT2LMHeadModel
-from gpt2model.model import GPT2Model, GPT2PreTrainedModel
+from gpt2model.model import GPT2Model
 from gpt2model.packing import Packed, pack, pack_branches
+from gpt2model.pretrained import GPT2PreTrainedModel
 from gpt2model.quantization import QuantizationConfig
 from gpt2model.scoring import continuation_logprobs, token_logprobs
 from gpt2model.tokenizer import GPT2Tokenizer

@@ -9,7 +9,8 @@ from gpt2model.classifiers import GPT2ForQuestionAnswering, GPT2ForSequenceClass
 from gpt2model.config import GPT2Config
 from gpt2model.errors import ConfigError
 from gpt2model.heads import GPT2DoubleHeadsModel, GPT2LMHeadModel
-from gpt2model.model import GPT2Model, GPT2PreTrainedModel
+from gpt2model.model import GPT2Model
+from gpt2model.pretrained import GPT2PreTrainedModel
 
 ARCHITECTURES: dict[str, type[GPT2PreTrainedModel]] = {
     each.__name__: each

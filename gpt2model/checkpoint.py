@@ -17,7 +17,7 @@ from gpt2model.checkpoint_fit import Fitted, ModelT, fill, fit
 from gpt2model.checkpoint_source import find_source
 from gpt2model.config import CONFIG_NAME, GENERATION_CONFIG_NAME, GPT2Config
 from gpt2model.errors import CheckpointError, ConfigError
-from gpt2model.model import GPT2PreTrainedModel
+from gpt2model.pretrained import GPT2PreTrainedModel
 from gpt2model.quantization import CONFIG_KEY, QuantizationConfig, weight_bytes
 from gpt2model.weights import PICKLE, SAFETENSORS, SAFETENSORS_INDEX, write_files, write_text
 

@@ -15,7 +15,7 @@ from gpt2model.checkpoint_source import Source
 from gpt2model.config import GPT2Config
 from gpt2model.errors import WeightsMismatch
 from gpt2model.layers import Conv1D
-from gpt2model.model import GPT2PreTrainedModel
+from gpt2model.pretrained import GPT2PreTrainedModel
 from gpt2model.quantization import (
     LinearForm,
     PartForm,

@@ -15,7 +15,7 @@ from gpt2model.attention import AttentionImplementation
 from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
 from gpt2model.heads import IGNORED_LABEL, ModelInputs, class_loss
-from gpt2model.model import GPT2Model, GPT2PreTrainedModel
+from gpt2model.model import GPT2Model
 from gpt2model.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     QuestionAnsweringModelOutput,
@@ -23,6 +23,7 @@ from gpt2model.outputs import (
     TokenClassifierOutput,
 )
 from gpt2model.packing import Packed
+from gpt2model.pretrained import GPT2PreTrainedModel
 
 DEFAULT_DROPOUT = 0.1
 

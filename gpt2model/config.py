@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from gpt2model import hub
-from gpt2model.config_values import RULES, as_dtype, complete_labels, freeze, thaw
+from gpt2model.config_values import RULES, as_dtype, complete_labels, freeze, read_options, thaw
 from gpt2model.errors import ConfigError
 
 CONFIG_NAME = "config.json"
@@ -166,19 +166,7 @@ class GPT2Config:
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
         """Read one config.json; every ConfigError names the file."""
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ConfigError(f"a JSON object was expected, not {type(values).__name__}")
-            return cls.from_dict(values)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}: is not JSON ({error}); is the file whole?") from error
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+        return read_options(path, cls.from_dict)
 
     @classmethod
     def from_pretrained(

@@ -1,13 +1,18 @@
 """The values that GPT2Config's options may have, and how JSON's values become them."""
 
+import json
 import math
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from gpt2model.errors import ConfigError
+
+OptionsT = TypeVar("OptionsT")
 
 SUMMARY_TYPES = ("last", "first", "mean", "cls_index", "attn")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -172,3 +177,20 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("eos_token_id",), _is_token_ids, "a token id, a list of them, or null"),
     (("architectures",), _is_names, "a list of class names, or null"),
 )
+
+
+def read_options(path: str | os.PathLike[str], parse: Callable[[dict[str, Any]], OptionsT]) -> OptionsT:
+    """What `parse` makes of the JSON object in a file; every ConfigError names the file."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ConfigError(f"a JSON object was expected, not {type(values).__name__}")
+        return parse(values)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: is not JSON ({error}); is the file whole?") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

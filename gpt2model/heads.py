@@ -17,13 +17,14 @@ from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
 from gpt2model.generation.generate import generate
 from gpt2model.generation.transitions import compute_transition_scores
-from gpt2model.model import GPT2Model, GPT2PreTrainedModel, check_ids
+from gpt2model.model import GPT2Model, check_ids
 from gpt2model.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
     GPT2DoubleHeadsModelOutput,
 )
 from gpt2model.packing import Packed
+from gpt2model.pretrained import GPT2PreTrainedModel
 from gpt2model.summary import GPT2SequenceSummary
 
 IGNORED_LABEL = -100

@@ -9,7 +9,7 @@ from torch import Tensor
 from training import adamw, descend, learning_rate
 
 from gpt2model.heads import IGNORED_LABEL
-from gpt2model.model import GPT2PreTrainedModel
+from gpt2model.pretrained import GPT2PreTrainedModel
 
 SEED = 21
 PEAK_LEARNING_RATE = 1e-3

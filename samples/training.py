@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpt2model import GPT2Config, GPT2LMHeadModel
-from gpt2model.model import GPT2PreTrainedModel
+from gpt2model.pretrained import GPT2PreTrainedModel
 
 SEED = 20
 PEAK_LEARNING_RATE = 2.5e-3
