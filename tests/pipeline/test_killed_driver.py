@@ -63,7 +63,7 @@ def kill_at(job: Path, out: Path, committed: int, wait: float) -> None:
     process.wait()
 
 
-@pytest.fixture(scope="module", params=["parquet", "streamed"])
+@pytest.fixture(scope="module", params=["parquet", "streamed", "generate"])
 def calm(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, rows: pa.Table
 ) -> Calm:
@@ -76,10 +76,11 @@ def calm(
         (folder / f"s{shard}.jsonl").write_text("\n".join(lines))
     dataset = {"path": "json", "streaming": True, "data_files": f"{folder}/*.jsonl"}
     content = {
-        "task": "score",
+        "task": "generate" if request.param == "generate" else "score",
         "model": {"path": str(checkpoint)},
-        "input": {"parquet": str(folder / "in")} if request.param == "parquet" else {"dataset": dataset},
+        "input": {"dataset": dataset} if request.param == "streamed" else {"parquet": str(folder / "in")},
         "output": {"path": str(folder / "out"), "rows_per_part": 900 // PARTS},
+        "generate": {"do_sample": True, "top_k": 0, "max_new_tokens": 12, "seed": 5, "logprobs": True},
     }
     job = folder / "job.yaml"
     job.write_text(yaml.safe_dump(content))
