@@ -1,6 +1,7 @@
 """Every mistake in a job ends with exit code 2 and a message that names key, value and remedy; nothing is begun."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,39 @@ OVERRIDES = [
 def test_a_wrong_override_is_refused(write_job: JobWriter, tmp_path: Path, override: str, wanted: list[str]) -> None:
     job = write_job()
     refused(invoke("run", job, override), *wanted)
+    assert not (tmp_path / "out").exists()
+
+
+GENERATE = [
+    ("generate.max_new_token=3", ["generate.max_new_token", "did you mean max_new_tokens?"]),
+    ("generate.max_new_tokens=0", ["generate.max_new_tokens", "greater than 0", "it is 0"]),
+    ("generate.temperature=0", ["generate.temperature", "greater than 0", "it is 0"]),
+    ("generate.temperature=inf", ["generate: temperature=inf must be a positive number"]),
+    ("generate.top_k=-1", ["generate.top_k", "greater than or equal to 0", "it is -1"]),
+    ("generate.top_p=1.5", ["generate.top_p", "less than or equal to 1", "it is 1.5"]),
+    ("generate.seed=9223372036854775808", ["generate.seed", "less than 9223372036854775808"]),
+    ("generate.stop=[a, '']", ["generate.stop", "an empty string is found everywhere: leave it out"]),
+    ("generate.suppress=['']", ["generate.suppress", "an empty string is found everywhere: leave it out"]),
+    ("generate.overflow=cut", ["generate.overflow", "'truncate_left' or 'error'", "'cut'"]),
+    ("generate.early_stopping=perhaps", ["generate.early_stopping", "'perhaps'"]),
+    ("generate.num_return_sequences=2", ["generate: num_return_sequences=2 needs do_sample=True or num_beams"]),
+    ("generate={num_beams: 2, num_return_sequences: 3}", ["num_return_sequences=3 must be at most num_beams=2"]),
+    ("generate={num_beams: 2, do_sample: true}", ["generate.do_sample with generate.num_beams", "one of the two"]),
+    ("generate.template='{title}: {text}'", ["reads title from column 'title'", "it has id, text, tag"]),
+    ("input.columns.max_new_tokens=text", ["'text'", "string and not whole numbers", "input.columns.max_new_tokens="]),
+    ("input.columns.seed=nope", ["reads seed from column 'nope'", "it has id, text, tag"]),
+    ("input.columns.temperature=id", ["'temperature', which generate does not read", "it reads text"]),
+    ("cluster.sequences_at_once=0", ["cluster.sequences_at_once", "greater than 0"]),
+    ("cluster.cache_tokens=lots", ["cluster.cache_tokens", "'lots'"]),
+]
+
+
+@pytest.mark.parametrize(("override", "wanted"), GENERATE, ids=[override for override, _ in GENERATE])
+@pytest.mark.usefixtures("forbid_ray")
+def test_a_wrong_override_of_generate_is_refused(
+    write_job: JobWriter, tmp_path: Path, override: str, wanted: list[str]
+) -> None:
+    refused(invoke("run", write_job(task="generate"), override), *wanted)
     assert not (tmp_path / "out").exists()
 
 
@@ -155,6 +189,20 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(write_job: JobWriter, che
     for name in ("vocab.json", "merges.txt"):
         (small / name).write_bytes((checkpoint / name).read_bytes())
     refused(invoke("run", write_job(model={"path": str(small)})), "320 tokens", "300", "not of one checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [("{", "is not JSON"), ('{"eos_token_id": "the"}', "eos_token_id='the'"), ('{"guidance_scale": 2}', "not offered")],
+)
+def test_a_generation_config_that_says_the_impossible_is_refused(
+    write_job: JobWriter, checkpoint: Path, tmp_path: Path, content: str, wanted: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    (model / "generation_config.json").write_text(content)
+    job = write_job(task="generate", model={"path": str(model)})
+    refused(invoke("run", job), "model.path", "generation_config.json", wanted)
 
 
 def test_a_dtype_that_this_cpu_does_not_survive_is_refused(
