@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.continuing import EngineRunner
 
 PER_ROW = ("max_new_tokens", "seed")
+DOUBLE_HEADS = "GPT2DoubleHeadsModel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,8 @@ class GenerateTask:
 
     @staticmethod
     def architecture(options: GenerateOptions, config: GPT2Config) -> str:
-        """Any checkpoint with a language-model head."""
-        return "GPT2LMHeadModel"
+        """Any checkpoint with a language-model head, be there another beside it."""
+        return DOUBLE_HEADS if DOUBLE_HEADS in (config.architectures or ()) else "GPT2LMHeadModel"
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:

@@ -13,6 +13,8 @@ from pipeline.compose import load_job
 from pipeline.errors import JobError
 from pipeline.preflight import prepare
 from pipeline.tasks.rows import ROW
+from pipeline.worker import Worker
+from tests.pipeline.answers import saved_model
 from tests.pipeline.conftest import JobWriter, sentence
 from tests.pipeline.generating import Generating, answered, save_lively
 
@@ -278,6 +280,39 @@ def test_the_checkpoints_eos_tokens_are_those_of_its_generation_config(
     (folder / "generation_config.json").unlink()
     without = prepare(load_job(write_job(task="generate", model={"path": str(folder)}), []))
     assert without.task.generation.eos_token_id == (plain.tokenizer.eos_token_id,)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_checkpoint_with_a_second_head_is_continued_by_its_first(
+    write_job: JobWriter, checkpoint: Path, tmp_path: Path, beams: int
+) -> None:
+    architectures = ("GPT2DoubleHeadsModel",)
+    model = saved_model("GPT2DoubleHeadsModel", tmp_path / "double", checkpoint, architectures=architectures)
+    options = {"num_beams": beams, "max_new_tokens": 12, "token_ids": True, "logprobs": True}
+    job = write_job(task="generate", model={"path": str(tmp_path / "double")}, generate=options)
+    spec = prepare(load_job(job, [])).spec
+    worker = Worker(spec)
+    worker.start()
+    rows, _ = answered(worker.task, worker.model, pa.table({"text": TEXTS}), worker.runner)  # type: ignore[arg-type]
+    assert type(worker.model) is type(model)
+    plain = Generating(checkpoint)
+    plain.model = model
+    for text, row in zip(TEXTS, rows, strict=True):
+        assert row["generated_ids"] == plain.alone(text, num_beams=beams, max_new_tokens=12)[0]
+
+
+@pytest.mark.parametrize("way", [{}, DRAWN, {"num_beams": 2}], ids=str)
+def test_numbers_that_no_machine_word_holds_are_a_rows_affair(lively: Generating, way: dict[str, Any]) -> None:
+    most = 2**64 - 1
+    columns = {
+        "text": ["the cat"] * 3,
+        "max_new_tokens": pa.array([most, 5, 5], pa.uint64()),
+        "seed": pa.array([1, most, 2**63 - 1], pa.uint64()),
+    }
+    rows, result = lively(columns, min_new_tokens=64, **way)
+    assert result.errors == {1: f"seed is {most}: it must be from -2**63 to 2**63 - 1"}
+    assert [row["num_generated_tokens"] for row in rows] == [64, None, 5]
+    assert [row["num_prompt_tokens"] for row in rows] == [1, None, 2]
 
 
 @pytest.mark.parametrize("beams", [1, 2])
