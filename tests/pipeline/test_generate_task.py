@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gpt2model.generation import LEAST_SHARED, share_prefixes
 from gpt2model.generation.noise import gumbel, step_keys, stream_keys
 from pipeline.errors import JobError
 from pipeline.tasks.rows import ROW
@@ -154,7 +155,8 @@ def test_a_row_gets_the_same_whatever_the_batch_the_order_the_cache_and_the_engi
     assert not result.errors
     together, _ = answered(task, lively.model, table.take(order), several[choice])
     assert together == [one_by_one[row] for row in order]
-    if not shared:
+    # A beginning that rows share is computed apart, which rounds otherwise.
+    if not any(share_prefixes(task.prepare(table).prompts, LEAST_SHARED)):
         (alone,), _ = answered(task, lively.model, table.slice(order[0], 1), single)
         assert together[0] == alone
 
