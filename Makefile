@@ -22,6 +22,7 @@ chaos: $(VENV)/test.stamp
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.score
 	$(BIN)/python -m benchmarks.heads
+	$(BIN)/python -m benchmarks.generate
 
 clean:
 	rm -rf $(VENV) out build
