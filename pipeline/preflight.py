@@ -70,7 +70,7 @@ def prepare(job: Job) -> Prepared:
     num_gpus, device = _device(job)
     dtype = _dtype(job, device)
     architecture, checkpoint, tokenizer = _checkpoint(job, dtype)
-    task = make_task(job, tokenizer, checkpoint.config, _generation_config(job, checkpoint))
+    task = make_task(job, tokenizer, checkpoint.config, lambda: _generation_config(job, checkpoint))
     source = open_source(job.input)
     plan = make_plan(job, source, task, _model_identity(architecture, checkpoint, dtype))
     store = Store(locate(job.output.path, "output.path"))

@@ -126,7 +126,7 @@ class Worker:
         )
         # Before there are threads: bitsandbytes' 8-bit layers rearrange themselves in their first call.
         self.model.base_model.forward_packed(gpt2model.pack([[0]]).to(self.model.device))
-        self.task = make_task(self.spec.job, tokenizer, self.model.config, self._generation_config())
+        self.task = make_task(self.spec.job, tokenizer, self.model.config, self._generation_config)
         self.runner = self._runner()
         return str(torch.cuda.get_device_name()) if self.spec.device == "cuda" else f"cpu, {self.spec.threads} threads"
 

@@ -33,6 +33,7 @@ class BlockPool:
         self._values = torch.zeros(shape, dtype=dtype, device=device)
         self._free = list(range(blocks))
         self._promised = 0
+        self._unsound: set[int] = set()
 
     @property
     def unpromised(self) -> int:
@@ -56,12 +57,22 @@ class BlockPool:
     def take(self) -> int:
         """One of the blocks that were promised."""
         self._promised -= 1
-        return heapq.heappop(self._free)
+        block = heapq.heappop(self._free)
+        if block in self._unsound:
+            self._unsound.remove(block)
+            self._keys[:, block] = 0
+            self._values[:, block] = 0
+        return block
 
-    def give_back(self, blocks: Sequence[int]) -> None:
-        """Blocks that nobody reads any more."""
+    def give_back(self, blocks: Sequence[int], *, sound: bool = True) -> None:
+        """Blocks that nobody reads any more; what is not sound in them must not be read by the next owner.
+
+        Positions behind a sequence's end have no weight in attention, but no weight times NaN is NaN.
+        """
         for block in blocks:
             heapq.heappush(self._free, block)
+        if not sound:
+            self._unsound.update(blocks)
 
     def write(self, layer: int, blocks: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
         """Keys and values [T, H, K] of a layer to places [T] in blocks [T]."""

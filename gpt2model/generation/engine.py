@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LEAST_ROWS = 16
 """Rows of every matrix product. Products of fewer are computed in another order on a CPU, and rounded otherwise."""
+MANY_ROWS = 512
 NO_MEMORY = "out of device memory on this row alone"
 NOT_SOUND = "no token can be chosen: the scores are not finite, or the options leave no token"
 
@@ -199,8 +200,12 @@ class Engine:
         return hidden[self._padded(lasts)]
 
     def _padded(self, values: Ids) -> Tensor:
-        """Whole numbers on the device, zeros behind them up to LEAST_ROWS."""
-        return torch.from_numpy(np.pad(values, (0, max(0, LEAST_ROWS - len(values))))).to(self._device)
+        """Whole numbers on the device, zeros behind them up to a multiple of LEAST_ROWS, or of four times that.
+
+        For each number of rows oneDNN compiles kernels of its own, and keeps the last thousand.
+        """
+        multiple = LEAST_ROWS if len(values) <= MANY_ROWS else 4 * LEAST_ROWS
+        return torch.from_numpy(np.pad(values, (0, -len(values) % multiple))).to(self._device)
 
     def _decoding(self, step: Step) -> Decoding | None:
         if not step.decoding:
@@ -267,7 +272,7 @@ class Engine:
         own = slice(int(schedule.prompts[slot]), int(schedule.tokens[slot]) - (not sound))
         tokens = self._ids[slot, own].cpu().numpy().copy()
         logprobs = None if self._logprobs is None else self._logprobs[slot, own].cpu().numpy().copy()
-        return Continuation(schedule.end(slot), tokens, reason, logprobs, None if sound else NOT_SOUND)
+        return Continuation(schedule.end(slot, sound=sound), tokens, reason, logprobs, None if sound else NOT_SOUND)
 
     def _count(self, step: Step, more: bool) -> None:
         counts, schedule, running = self.counts, self._schedule, list(self._schedule.running)

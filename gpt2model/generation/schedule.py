@@ -32,6 +32,8 @@ class Shared:
     """Empty while it is not in the pool."""
     running: set[int] = field(default_factory=set)
     """Slots of the members that are under way."""
+    sound: bool = True
+    """Whether no member has met NaN."""
 
 
 @dataclass(slots=True)
@@ -130,17 +132,18 @@ class Schedule:
         """The prefixes that are in the pool."""
         return [each for each in self._shared.values() if each.blocks]
 
-    def end(self, slot: int) -> Request:
-        """Give a slot and its blocks back."""
+    def end(self, slot: int, *, sound: bool = True) -> Request:
+        """Give a slot and its blocks back, which are not sound where they may hold NaN."""
         ended = self.running.pop(slot)
         blocks = self._blocks[slot, : self._used[slot]].tolist()
         self._free.append(slot)
         self._used[slot] = 0
-        self.pool.give_back(blocks)
+        self.pool.give_back(blocks, sound=sound)
         self.pool.release(ended.promised)
         self._owner[blocks] = NOBODY
         if ended.shared is not None:
             ended.shared.running.discard(slot)
+            ended.shared.sound &= sound
             ended.shared.members -= 1
             if ended.shared.members == 0:
                 self._unload(ended.shared)
@@ -232,7 +235,7 @@ class Schedule:
         shared.blocks = [self.pool.take() for _ in range(count)]
 
     def _unload(self, shared: Shared) -> None:
-        self.pool.give_back(shared.blocks)
+        self.pool.give_back(shared.blocks, sound=shared.sound)
         shared.blocks = []
 
     def _admit(self, request: Request, shared: Shared | None) -> int:

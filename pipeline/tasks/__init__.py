@@ -7,7 +7,7 @@ made for one tokenizer and one model's config; the model itself it meets in `com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -81,11 +81,14 @@ def architecture_of(job: Job, config: GPT2Config) -> str:
     return task_class(job.task).architecture(getattr(job, job.task), config)
 
 
-def make_task(job: Job, tokenizer: GPT2Tokenizer, config: GPT2Config, generation: GenerationConfig) -> Task:
+def make_task(
+    job: Job, tokenizer: GPT2Tokenizer, config: GPT2Config, generation: Callable[[], GenerationConfig]
+) -> Task:
     """The task that the job names, over the job's options; raises JobError for what the checkpoint can't honour.
 
-    Of the checkpoint's generation_config.json, the eos tokens go before those of its config.json.
+    Of the checkpoint's generation_config.json, the eos tokens go before those of its config.json; it is read for the
+    task alone that needs it.
     """
-    if generation.eos_token_id is not None:
-        config = config.replace(eos_token_id=generation.eos_token_id)
+    if job.task == "generate" and (eos := generation().eos_token_id) is not None:
+        config = config.replace(eos_token_id=eos)
     return task_class(job.task)(getattr(job, job.task), job.input.columns, tokenizer, config)

@@ -17,15 +17,13 @@ import pyarrow as pa
 from pipeline.errors import JobError
 from pipeline.options import Options
 from pipeline.tasks.likelihoods import Forks, ForkScores, Normalization, choice_logits, likelihoods, normalized
-from pipeline.tasks.prompts import encode_pairs, start_token
+from pipeline.tasks.prompts import DOUBLE_HEADS, encode_pairs, language_model, start_token
 from pipeline.tasks.rows import Holds, RowResults, RowTexts, list_column, read_texts
 from pipeline.tasks.sequences import Ids
 
 if TYPE_CHECKING:
     from gpt2model import GPT2Config, GPT2Tokenizer
     from pipeline.batching import PackRunner
-
-DOUBLE_HEADS = "GPT2DoubleHeadsModel"
 
 
 class ChooseOptions(Options):
@@ -80,7 +78,7 @@ class ChooseTask:
     @staticmethod
     def architecture(options: ChooseOptions, config: GPT2Config) -> str:
         """The double heads where the checkpoint has them, else the language-model head."""
-        return DOUBLE_HEADS if DOUBLE_HEADS in (config.architectures or ()) else "GPT2LMHeadModel"
+        return language_model(config)
 
     def prepare(self, rows: pa.Table) -> ChooseRows:
         """Tokenize each prompt with each of its choices."""

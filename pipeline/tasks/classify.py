@@ -19,6 +19,7 @@ from pipeline.errors import JobError
 from pipeline.options import Options
 from pipeline.tasks.documents import INPUTS, DocumentReader, Documents, Truncation, told
 from pipeline.tasks.likelihoods import ForkScores
+from pipeline.tasks.prompts import language_model
 from pipeline.tasks.rows import RowResults
 from pipeline.tasks.verdict import Function, Kind, Logits, Verdict, function_of, kind_of
 from pipeline.tasks.zero_shot import ZeroShot, ZeroShotOptions, ZeroShotRows
@@ -83,7 +84,7 @@ class ClassifyTask:
     @staticmethod
     def architecture(options: ClassifyOptions, config: GPT2Config) -> str:
         """A sequence classifier, or the language-model head."""
-        return "GPT2ForSequenceClassification" if options.zero_shot is None else "GPT2LMHeadModel"
+        return "GPT2ForSequenceClassification" if options.zero_shot is None else language_model(config)
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline.errors import JobError
 from pipeline.tasks.beams import Searcher
 from pipeline.tasks.generate_options import SEEDS, GenerateOptions
-from pipeline.tasks.prompts import added_tokens, start_token
+from pipeline.tasks.prompts import added_tokens, language_model, start_token
 from pipeline.tasks.rows import ROW, Holds, RowResults, RowTexts, read_texts
 from pipeline.tasks.sequences import Ids
 from pipeline.tasks.templates import Template
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pipeline.continuing import EngineRunner
 
 PER_ROW = ("max_new_tokens", "seed")
-DOUBLE_HEADS = "GPT2DoubleHeadsModel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class GenerateTask:
     @staticmethod
     def architecture(options: GenerateOptions, config: GPT2Config) -> str:
         """Any checkpoint with a language-model head, be there another beside it."""
-        return DOUBLE_HEADS if DOUBLE_HEADS in (config.architectures or ()) else "GPT2LMHeadModel"
+        return language_model(config)
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:

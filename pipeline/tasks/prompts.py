@@ -10,7 +10,15 @@ import numpy as np
 from pipeline.tasks.sequences import Ids
 
 if TYPE_CHECKING:
-    from gpt2model import GPT2Tokenizer
+    from gpt2model import GPT2Config, GPT2Tokenizer
+
+
+DOUBLE_HEADS = "GPT2DoubleHeadsModel"
+
+
+def language_model(config: GPT2Config) -> str:
+    """Name of the class with a language-model head for a checkpoint: a head beside it is loaded with it."""
+    return DOUBLE_HEADS if DOUBLE_HEADS in (config.architectures or ()) else "GPT2LMHeadModel"
 
 
 def start_token(tokenizer: GPT2Tokenizer) -> int | None:

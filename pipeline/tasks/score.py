@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,12 @@ from pydantic import Field
 from pipeline.errors import JobError
 from pipeline.options import Options
 from pipeline.tasks import windows
-from pipeline.tasks.prompts import encode_pairs, start_token
+from pipeline.tasks.prompts import encode_pairs, language_model, start_token
 from pipeline.tasks.rows import Holds, RowResults, RowTexts, as_binary, list_column, numbers, read_texts
 from pipeline.tasks.sequences import Ids, Sequences, concatenate, lay_out, places
 
 if TYPE_CHECKING:
-    from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+    from gpt2model import GPT2Config, GPT2Tokenizer
     from pipeline.batching import Index, PackRunner
 
 IGNORED = -100
@@ -96,7 +96,7 @@ class ScoreTask:
     @staticmethod
     def architecture(options: ScoreOptions, config: GPT2Config) -> str:
         """Any checkpoint with a language-model head."""
-        return "GPT2LMHeadModel"
+        return language_model(config)
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
@@ -155,7 +155,7 @@ class ScoreTask:
         """Tokens in all windows."""
         return len(prepared.targets)
 
-    def compute(self, model: GPT2LMHeadModel, prepared: ScoreRows, runner: PackRunner) -> Scores:
+    def compute(self, model: Any, prepared: ScoreRows, runner: PackRunner) -> Scores:
         """Log-probabilities of every target."""
         import torch
 

@@ -267,7 +267,7 @@ class Scarce:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_where_memory_runs_out_fewer_rows_go_on_at_once(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
-    scarce = Scarce(model().transformer.forward_tokens, 102)
+    scarce = Scarce(model().transformer.forward_tokens, 112)
     monkeypatch.setattr(model().transformer, "forward_tokens", scarce)
     asked = requests([place for place in range(26) if place != 7], [12] * 25, shared)
     running = engine("greedy", slots=20)
