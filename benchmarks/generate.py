@@ -1,17 +1,18 @@
 """Generation speed of a random 124M GPT-2, against transformers and CTranslate2 on the same weights, in one run.
 
-    python -m benchmarks.generate [--prompts 256] [--rounds 1] [--json]
+    python -m benchmarks.generate [--prompts 256] [--rounds 1] [--prefix 0] [--json]
 
 Greedy, every row to a limit of its own, which is drawn lognormal from 4 to 256 as the prompts' lengths are; once with
 prompts that have nothing in common and once behind a shared prefix of 200 tokens. The others run batch by batch, to the
 greatest limit of a batch; their batch size, and whether rows are sorted by prompt or by limit, is what is quickest for
-them on the first quarter of the rows. Only tokens within a row's limit count.
+them on the first 32 rows (batches of 32 and 64 were slower than 16 in both). Only tokens within a row's limit count.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -33,7 +34,7 @@ from pipeline.continuing import EngineRunner
 
 Ids = npt.NDArray[np.int64]
 Order = Literal["prompt", "limit"]
-BATCHES = (16, 32, 64)
+BATCHES = (8, 16)
 SLOTS = 64
 CACHE_TOKENS = 64 * 384
 
@@ -55,9 +56,8 @@ class Workload:
     def prompt_tokens(self) -> int:
         return sum(map(len, self.prompts))
 
-    def quarter(self) -> Workload:
-        """The first quarter of the rows."""
-        rows = max(1, len(self.prompts) // 4)
+    def first(self, rows: int) -> Workload:
+        """The first rows alone."""
         return Workload(self.name, self.prompts[:rows], self.limits[:rows], self.prefix)
 
     def batches(self, size: int, order: Order) -> Iterator[tuple[list[Ids], int]]:
@@ -69,13 +69,14 @@ class Workload:
             yield [self.prompts[row] for row in rows], max(self.limits[row] for row in rows)
 
 
-def make_workload(name: str, rows: int, prefix: int) -> Workload:
+def make_workload(rows: int, prefix: int) -> Workload:
     """Random tokens: prompts of lognormal length (mean 123) behind a prefix, limits lognormal from 4 to 256."""
     random = np.random.default_rng(0)
     lengths = np.clip(random.lognormal(4.5, 0.8, rows), 8, 1023 - 256 - prefix).astype(int)
     limits = np.clip(random.lognormal(3.9, 0.8, rows), 4, 256).astype(int)
     shared = random.integers(0, 50_257, prefix)
     prompts = [np.concatenate([shared, random.integers(0, 50_257, length)]) for length in lengths]
+    name = f"prefix of {prefix} tokens" if prefix else "nothing shared"
     return Workload(name, prompts, limits.tolist(), prefix)
 
 
@@ -148,14 +149,25 @@ def quickest(make: Callable[[int, Order], Callable[[Workload], object]], work: W
     took = {}
     for size, order in product(BATCHES, orders):
         took[size, order] = seconds(partial(make(size, order), work))
+        tell(work, f"batches of {size}, by {order}", took[size, order])
     return min(took, key=lambda each: took[each])
+
+
+def tell(work: Workload, name: str, took: float) -> None:
+    """A line on the way: the whole takes long."""
+    print(f"{work.name}, {len(work.limits)} rows, {name}: {work.new_tokens / took:,.1f} new tokens/s", file=sys.stderr)
 
 
 def compare(
     work: Workload, engines: dict[str, Callable[[Workload], object]], rounds: int
 ) -> dict[str, dict[str, float]]:
     """New tokens a second of each engine, and the time against ours, round by round."""
-    took = [{name: seconds(partial(engine, work)) for name, engine in engines.items()} for _ in range(rounds)]
+    took: list[dict[str, float]] = []
+    for _ in range(rounds):
+        took.append({})
+        for name, engine in engines.items():
+            took[-1][name] = seconds(partial(engine, work))
+            tell(work, name, took[-1][name])
     return {
         name: {
             "new tokens/s": median(work.new_tokens / each[name] for each in took),
@@ -169,8 +181,10 @@ def compare(
 @click.option("--rounds", default=1, show_default=True)
 @click.option("--prompts", default=256, show_default=True)
 @click.option("--threads", default=min(2, os.cpu_count() or 1), show_default=True)
+@click.option("--prefix", "prefixes", multiple=True, default=(0, 200), show_default=True, help="Tokens that all share.")
+@click.option("--searched", default=32, show_default=True, help="Rows on which the others' best batches are found.")
 @click.option("--json", "as_json", is_flag=True)
-def main(rounds: int, prompts: int, threads: int, as_json: bool) -> None:
+def main(rounds: int, prompts: int, threads: int, prefixes: Sequence[int], searched: int, as_json: bool) -> None:
     """Measure, and print a table or one JSON object."""
     import ctranslate2
 
@@ -189,14 +203,14 @@ def main(rounds: int, prompts: int, threads: int, as_json: bool) -> None:
             "transformers": lambda size, order: transformers_engine(folder, size, order),
             "CTranslate2": lambda size, order: ctranslate2_engine(generator, names, size, order),
         }
-        for name, prefix in (("nothing shared", 0), ("prefix of 200 tokens", 200)):
-            work, told = make_workload(name, prompts, prefix), dict[str, float]()
+        for prefix in prefixes:
+            work, told = make_workload(prompts, prefix), dict[str, float]()
             engines = {"ours": our_engine(model, threads, told)}
             for peer, make in peers.items():
-                size, order = quickest(make, work.quarter())
+                size, order = quickest(make, work.first(searched))
                 engines[f"{peer}, batches of {size}, by {order}"] = make(size, order)
-            result[name] = compare(work, engines, rounds)
-            result[name]["ours"].update(told)
+            result[work.name] = compare(work, engines, rounds)
+            result[work.name]["ours"].update(told)
     if as_json:
         print(json.dumps(result, indent=2))
         return
