@@ -29,7 +29,7 @@ import torch
 from benchmarks.machine import describe, median, print_table, seconds
 from benchmarks.score import SHARED
 from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
-from gpt2model.generation import LEAST_SHARED, Engine, GenerationConfig, Request, share_prefixes
+from gpt2model.generation import Engine, GenerationConfig, Request, share_prefixes
 from pipeline.continuing import EngineRunner
 
 Ids = npt.NDArray[np.int64]
@@ -85,7 +85,7 @@ def our_engine(model: GPT2LMHeadModel, threads: int, told: dict[str, float]) -> 
 
     def run(work: Workload) -> object:
         engines = [Engine(model, GenerationConfig(), slots=SLOTS, cache_tokens=CACHE_TOKENS) for _ in range(threads)]
-        prefixes = share_prefixes(work.prompts, least=LEAST_SHARED)
+        prefixes = share_prefixes(work.prompts)
         order = sorted(range(len(work.prompts)), key=lambda row: -work.limits[row])
         requests = [Request(work.prompts[row], work.limits[row], prefix=prefixes[row]) for row in order]
         runner = EngineRunner(engines)

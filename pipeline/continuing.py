@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.batching import Item, Result
+from pipeline.errors import EngineBroken
 
 if TYPE_CHECKING:
     from gpt2model.generation import Continuation, Engine, Request
@@ -61,12 +62,16 @@ class EngineRunner:
     def each(self, groups: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
         """The groups of one part in their order; the next is computed while the last rows of one are."""
         ahead: deque[tuple[Item, Future[Result]]] = deque()
-        for group in groups:
-            ahead.append((group, self._groups.submit(compute, group)))
-            if len(ahead) == GROUPS_AT_ONCE:
+        try:
+            for group in groups:
+                ahead.append((group, self._groups.submit(compute, group)))
+                if len(ahead) == GROUPS_AT_ONCE:
+                    yield _finished(ahead)
+            while ahead:
                 yield _finished(ahead)
-        while ahead:
-            yield _finished(ahead)
+        finally:
+            for _, future in ahead:
+                future.cancel()
 
     def run(self, requests: Sequence[Request]) -> list[Continuation]:
         """Continue requests, beside those of other threads; the answers are in the requests' order."""
@@ -76,8 +81,11 @@ class EngineRunner:
             self._changed.notify_all()
             self._changed.wait_for(lambda: not order.left or self._broken is not None)
             if order.left:
-                raise RuntimeError(f"the engine failed: {self._broken}") from self._broken
-        return [answer for answer in order.answers if answer is not None]
+                raise EngineBroken(f"{type(self._broken).__name__}: {self._broken}") from self._broken
+        answers = [answer for answer in order.answers if answer is not None]
+        # Each answer leads to its order by its ticket: held in a circle, they would wait for the garbage collector.
+        order.answers, order.requests = [], []
+        return answers
 
     def close(self) -> None:
         """End the threads after the steps that they are in; whoever still waits for answers gets an error."""

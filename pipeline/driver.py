@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.errors import PipelineError, WorkerError
+from pipeline.errors import EngineBroken, PipelineError, WorkerError
 from pipeline.job import ClusterOptions
 from pipeline.plan import Part, Plan
 from pipeline.worker import Counts, PartReport, Worker, WorkerSpec
@@ -215,14 +215,21 @@ class Driver:
             seat.parts[seat.actor.run.remote(following)] = _Assignment(following)
 
     def _failed(self, seat: _Seat, answer: Any, error: RayTaskError) -> None:
-        """The worker lives and says no: of a start that ends the run, of a part it ends the part."""
+        """The worker lives and says no: of a start that ends the run, of a part it ends the part.
+
+        One whose engine is broken is as good as dead.
+        """
         cause = error.cause if isinstance(error.cause, Exception) else error
+        if isinstance(cause, EngineBroken):
+            ray.kill(seat.actor)
+            self._died(seat, cause)
+            return
         reason = str(cause) if isinstance(cause, PipelineError) else f"{type(cause).__name__}: {cause}"
         if answer == seat.starting:
             raise WorkerError(f"a worker could not start: {reason}") from error
         self.failures.append(Failure(seat.parts.pop(answer).part, reason))
 
-    def _died(self, seat: _Seat, error: RayError) -> None:
+    def _died(self, seat: _Seat, error: Exception) -> None:
         self._seats.remove(seat)
         self._gone += seat.counts
         self._scaled = 0.0
@@ -240,9 +247,7 @@ class Driver:
             if assignment.attempts < self.cluster.attempts:
                 self._waiting.appendleft(assignment)
             else:
-                reason = (
-                    f"took its worker down {assignment.attempts} times; the last time Ray said: {_first_line(error)}"
-                )
+                reason = f"took its worker down {assignment.attempts} times; the last time it was: {_first_line(error)}"
                 self.failures.append(Failure(assignment.part, reason))
 
 

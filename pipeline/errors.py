@@ -7,6 +7,7 @@
     ├── SourceError             exit code 1: input that can't be read, though the plan saw it
     ├── StoreError              exit code 1: output that can't be written
     ├── WorkerError             exit code 1: a worker that cannot start
+    │   └── EngineBroken        never leaves the driver: the worker is replaced
     └── Interrupted             exit code 1: Ctrl-C or SIGTERM; what was committed stays
 
 Every message says what was wrong, the value, and what to do.
@@ -43,6 +44,10 @@ class StoreError(PipelineError):
 
 class WorkerError(PipelineError):
     """A worker that cannot start: no such device, not enough memory."""
+
+
+class EngineBroken(WorkerError):
+    """A worker whose engine failed in the middle of its rows: none of them can be gone on with there."""
 
 
 class Interrupted(PipelineError):

@@ -6,6 +6,7 @@ Needs no Ray and loads no weights. What it finds out is all that the workers are
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -70,7 +71,8 @@ def prepare(job: Job) -> Prepared:
     num_gpus, device = _device(job)
     dtype = _dtype(job, device)
     architecture, checkpoint, tokenizer = _checkpoint(job, dtype)
-    task = make_task(job, tokenizer, checkpoint.config, lambda: _generation_config(job, checkpoint))
+    eos = _eos_token_id(job, Path(checkpoint.folder))
+    task = make_task(job, tokenizer, checkpoint.config, eos)
     source = open_source(job.input)
     plan = make_plan(job, source, task, _model_identity(architecture, checkpoint, dtype))
     store = Store(locate(job.output.path, "output.path"))
@@ -88,6 +90,7 @@ def prepare(job: Job) -> Prepared:
         device=device,
         dtype=dtype,
         threads=_threads(job, device),
+        eos_token_id=eos,
     )
     return Prepared(job, spec, task, tokenizer, checkpoint, num_gpus)
 
@@ -200,13 +203,21 @@ def _checkpoint(job: Job, dtype: str) -> tuple[str, CheckpointInfo, gpt2model.GP
     return architecture, checkpoint, tokenizer
 
 
-def _generation_config(job: Job, checkpoint: CheckpointInfo) -> gpt2model.GenerationConfig:
+def _eos_token_id(job: Job, folder: Path) -> tuple[int, ...] | None:
+    """What generation_config.json says of the end of a text; of a job's rows nothing else in it counts."""
+    file = folder / "generation_config.json"
+    if job.task != "generate" or not file.is_file():
+        return None
     try:
-        return gpt2model.GenerationConfig.from_pretrained(
-            job.model.path if checkpoint.revision else checkpoint.folder, revision=checkpoint.revision
-        )
-    except GPT2Error as error:
-        raise JobError(f"model.path {job.model.path}: {error}") from error
+        said = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]
+        return tuple(int(each) for each in (said if isinstance(said, list) else [said]) if int(each) >= 0) or None
+    except KeyError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise JobError(
+            f"model.path {job.model.path}: {file.name}: its eos_token_id can't be read ({error}): "
+            "give a token id there, or a list of them"
+        ) from error
 
 
 def _model_identity(architecture: str, checkpoint: CheckpointInfo, dtype: str) -> dict[str, Any]:

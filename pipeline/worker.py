@@ -2,7 +2,7 @@
 
 Reading and tokenizing, computing, and writing are three threads a part, with bounded queues between them. Two parts
 may be in a worker at once: the second is read and tokenized while the first computes, and computes while the first is
-written. The device is one part's at a time, in the order they came.
+written. The device is one part's at a time, in the order they came; engines, which continue rows, take those of both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +28,11 @@ from pipeline.store import Footer, Store
 from pipeline.tasks import Continuing, make_task
 from pipeline.tasks.rows import ROW, RowResults, text_bytes
 
-if TYPE_CHECKING:
-    from gpt2model import GenerationConfig
-
 GROUP_ROWS = 4096
 GROUP_PACKS = 32
 BYTES_PER_TOKEN = 4
+ENGINE_GROUP_BYTES = 2**21
+"""Which beginnings rows share is decided group by group, so that no option of the cluster may have a say in it."""
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16_384}
 
 
@@ -54,6 +53,8 @@ class WorkerSpec:
     device: str
     dtype: str
     threads: int
+    eos_token_id: tuple[int, ...] | None = None
+    """The tokens that end a text, where the checkpoint's generation_config.json names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class Worker:
         )
         # Before there are threads: bitsandbytes' 8-bit layers rearrange themselves in their first call.
         self.model.base_model.forward_packed(gpt2model.pack([[0]]).to(self.model.device))
-        self.task = make_task(self.spec.job, tokenizer, self.model.config, self._generation_config)
+        self.task = make_task(self.spec.job, tokenizer, self.model.config, self.spec.eos_token_id)
         self.runner = self._runner()
         return str(torch.cuda.get_device_name()) if self.spec.device == "cuda" else f"cpu, {self.spec.threads} threads"
 
@@ -139,11 +140,6 @@ class Worker:
             made = (self.task.engine(self.model, size.sequences, size.tokens, budget) for _ in range(size.engines))
             return EngineRunner(list(made))
         return PackRunner(budget, spec.threads if spec.device == "cpu" else None)
-
-    def _generation_config(self) -> GenerationConfig:
-        from gpt2model import GenerationConfig
-
-        return GenerationConfig.from_pretrained(self.spec.model, revision=self.spec.revision)
 
     def process_id(self) -> int:
         """The operating system's number of this process."""
@@ -177,7 +173,9 @@ class Worker:
         columns = self.spec.plan.input_columns
         batches = self.spec.source.read(part.split, part.start, part.stop, columns)
         names = self.spec.plan.identity["input"]["columns"]
-        group_bytes = tokens_per_batch(self.spec.job, self.spec.device) * GROUP_PACKS * BYTES_PER_TOKEN
+        group_bytes = ENGINE_GROUP_BYTES
+        if not isinstance(self.runner, EngineRunner):
+            group_bytes = tokens_per_batch(self.spec.job, self.spec.device) * GROUP_PACKS * BYTES_PER_TOKEN
         first = row_number(part)
         for rows in cut_groups(batches, list(names.values()), group_bytes):
             numbers = pa.array(range(first, first + rows.num_rows))

@@ -2,11 +2,10 @@
 
 from gpt2model.generation.config import GenerationConfig
 from gpt2model.generation.engine import Engine
-from gpt2model.generation.many import LEAST_SHARED, generate_many
+from gpt2model.generation.many import generate_many
 from gpt2model.generation.requests import Continuation, Prefix, Request, share_prefixes
 
 __all__ = [
-    "LEAST_SHARED",
     "Continuation",
     "Engine",
     "GenerationConfig",

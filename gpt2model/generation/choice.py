@@ -22,13 +22,14 @@ _MOST_CANDIDATES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Next tokens, int64 [B]; whether each was chosen by a finite score, bool [B].
+    """Next tokens, int64 [B]; whether each was chosen by a finite score, and had a finite logit, bool [B] each.
 
     `logprobs`, float32 [B], are by the model's own distribution, where they were asked for.
     """
 
     tokens: Tensor
     sound: Tensor
+    clean: Tensor
     logprobs: Tensor | None
 
 
@@ -49,10 +50,9 @@ class Chooser:
             assert context is not None
             scores = processor(context, scores)
         tokens, best = self._sampled(scores, keys) if self.config.do_sample else _greatest(scores)
-        logprobs = None
-        if self._logprobs:
-            logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=1)
-        return Choice(tokens, best.isfinite(), logprobs)
+        chosen = logits.gather(1, tokens[:, None])[:, 0]
+        logprobs = chosen - logits.logsumexp(dim=1) if self._logprobs else None
+        return Choice(tokens, best.isfinite(), chosen.isfinite(), logprobs)
 
     def _sampled(self, scores: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         ids = self._candidates(scores)

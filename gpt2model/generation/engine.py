@@ -47,7 +47,7 @@ class EngineCounts:
 
     steps: int = 0
     prompt_tokens: int = 0
-    """Tokens read, without those that a prefix saved."""
+    """Tokens read: those of a shared beginning once."""
     new_tokens: int = 0
     busy_steps: int = 0
     """Steps after which requests still waited."""
@@ -100,6 +100,7 @@ class Engine:
         # What a slot's sequence holds, by slot: all its tokens, log-probabilities at their places, and so on.
         self._ids = torch.full((slots, positions + 1), NO_TOKEN, device=self._device)
         self._logprobs = torch.zeros(slots, positions + 1, device=self._device) if logprobs else None
+        self._clean = np.ones(slots, np.bool_)
         self._streams = torch.zeros(slots, dtype=torch.int64, device=self._device)
         self._stop_states = torch.zeros(slots, dtype=torch.int64, device=self._device)
 
@@ -164,6 +165,7 @@ class Engine:
         """Lay the prompts of the sequences that begin into their slots."""
         for slot in step.slots[len(step.decoding) :]:
             request = self._schedule.running[slot].request
+            self._clean[slot] = True
             self._ids[slot] = NO_TOKEN
             self._ids[slot, : len(request.prompt_ids)] = torch.from_numpy(request.prompt_ids).to(self._device)
             self.counts.prompt_tokens += len(request.prompt_ids) - int(self._schedule.own[slot])
@@ -259,7 +261,8 @@ class Engine:
             self._stop_states[slots] = states
             stopped = self._stop.found(states)
         # One transfer: whatever else there is to know, the host knows.
-        sound, eos, stop = torch.stack([choice.sound, at_eos, stopped]).cpu().numpy()
+        sound, clean, eos, stop = torch.stack([choice.sound, choice.clean, at_eos, stopped]).cpu().numpy()
+        self._clean[names] &= clean
         schedule.tokens[names] += 1
         over = ~sound | eos | stop | (schedule.tokens[names] >= schedule.limits[names])
         return [
@@ -272,12 +275,15 @@ class Engine:
         own = slice(int(schedule.prompts[slot]), int(schedule.tokens[slot]) - (not sound))
         tokens = self._ids[slot, own].cpu().numpy().copy()
         logprobs = None if self._logprobs is None else self._logprobs[slot, own].cpu().numpy().copy()
-        return Continuation(schedule.end(slot, sound=sound), tokens, reason, logprobs, None if sound else NOT_SOUND)
+        return Continuation(
+            schedule.end(slot, sound=bool(self._clean[slot])), tokens, reason, logprobs, None if sound else NOT_SOUND
+        )
 
     def _count(self, step: Step, more: bool) -> None:
         counts, schedule, running = self.counts, self._schedule, list(self._schedule.running)
         counts.steps += 1
         counts.new_tokens += len(step.slots)
+        counts.prompt_tokens += sum(len(each.prefix.ids) for each in step.loading)
         if schedule.waiting or more:
             counts.busy_steps += 1
             counts.busy_rows += len(step.slots)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from gpt2model.generation.stopping import StopStrings
     from gpt2model.heads import GPT2DoubleHeadsModel, GPT2LMHeadModel
 
-LEAST_SHARED = 32
-"""Tokens that prompts must begin with in common to have them read once: below, sharing costs more than it saves."""
 DEFAULT_NEW_TOKENS = 20
 
 
@@ -48,25 +46,32 @@ def generate_many(
     Samples are a function of seed, the prompt's place among the prompts and the sample's number. `slots` continuations
     are under way at once, and the cache has `cache_tokens` positions, by default all that these can need.
 
-    Raises ConfigError for beams, InputError for an empty prompt or one longer than the context.
+    `stop` looks at new tokens alone.
+
+    Raises ConfigError for beams and time limits, InputError for an empty prompt or one longer than the context.
     """
     config = settings_of(model.generation_config, config, {})
     if config.num_beams > 1:
         raise ConfigError(f"num_beams={config.num_beams}: generate_many takes no beams; give prompts to generate()")
-    positions = model.config.n_positions
-    if cache_tokens is None:
-        cache_tokens = BLOCK * (slots * blocks_for(positions) + 1)
+    for name in ("stop_strings", "max_time"):
+        if getattr(config, name) is not None and not (name == "stop_strings" and stop is not None):
+            raise ConfigError(
+                f"{name}={getattr(config, name)!r}: generate_many takes stop strings as `stop`, and no time"
+            )
     ids = [as_ids(prompt, place) for place, prompt in enumerate(prompts)]
     limits = _limits([len(each) for each in ids], max_new_tokens, config)
     samples = config.num_return_sequences
     # The longest first, so that all end at about the same time.
     order = sorted(range(len(ids)), key=lambda place: -limits[place])
     rows = [(place, sample) for place in order for sample in range(samples)]
-    prefixes = share_prefixes([ids[place] for place, _ in rows], LEAST_SHARED)
+    prefixes = share_prefixes([ids[place] for place, _ in rows])
     requests = [
         Request(ids[place], limits[place], (place, sample), seed=seed, row=place, sample=sample, prefix=prefix)
         for (place, sample), prefix in zip(rows, prefixes, strict=True)
     ]
+    slots = max(1, min(slots, len(requests)))
+    if cache_tokens is None:
+        cache_tokens = BLOCK * (slots * blocks_for(model.config.n_positions) + 1)
     engine = Engine(model, config, slots=slots, cache_tokens=cache_tokens, logprobs=logprobs, stop=stop)
     answers = {answer.request.ticket: answer for answer in engine.run(requests)}
     return [[answers[place, sample] for sample in range(samples)] for place in range(len(ids))]

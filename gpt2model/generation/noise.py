@@ -48,7 +48,8 @@ def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
 def _gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
     bits = _hashed(keys[:, None] + _GAMMA * (tokens + 1))
     # The wait for a Poisson event. The shortest wait wins, so that small ones want the full precision of a float.
-    uniform = _shifted(bits, 11).float().mul_(2.0**-53).clamp_(min=2.0**-54)
+    # Rounded to 1, the wait would be for ever, and a token without rivals would lose.
+    uniform = _shifted(bits, 11).float().mul_(2.0**-53).clamp_(min=2.0**-54, max=1 - 2.0**-24)
     noise: Tensor = uniform.neg_().log1p_().neg_().log_().neg_()
     return noise
 

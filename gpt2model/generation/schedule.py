@@ -19,6 +19,8 @@ from gpt2model.generation.blocks import BLOCK, BlockPool, blocks_for
 from gpt2model.generation.requests import Ids, Prefix, Request
 
 NOBODY = -1
+CALM = 8
+"""Of the rows that are under way at once after a halving, how many times as many must end before it is taken back."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ class Running:
 class Step:
     """What one step reads: B sequences' newest tokens, then whole prompts, some of them behind a prefix.
 
-    `plain` are token sequences without a prefix before them (prefixes themselves among them), `behind` those with one.
+    `loading` are prefixes to be read, `plain` the slots of prompts without one, `behind` those of prompts with one.
     """
 
     decoding: Sequence[int]
@@ -82,6 +84,7 @@ class Schedule:
         self._n_positions = n_positions
         self._tokens_per_step = tokens_per_step
         self._most = slots
+        self._calm = 0
         self._begun = 0
         self._free = list(range(slots))[::-1]
         self._shared: dict[int, Shared] = {}
@@ -101,6 +104,8 @@ class Schedule:
             )
         if request.max_new_tokens < 1:
             raise InputError(f"max_new_tokens={request.max_new_tokens} must be at least 1")
+        if not -(2**63) <= request.seed < 2**63:
+            raise InputError(f"seed={request.seed}: give an integer from -2**63 to 2**63 - 1")
         if prefix is not None and not _begins(prompt, prefix.ids):
             raise InputError("a prefix is what the prompt begins with, and leaves at least one token of it")
         self._behind(request)
@@ -118,7 +123,7 @@ class Schedule:
             shared = None if request.prefix is None else self._shared[id(request.prefix)]
             loads = shared is not None and not shared.blocks
             cost = len(request.prompt_ids) - (0 if loads else _before(shared))
-            if (cost > budget and (admitted or decoding)) or not self._has_room(request, shared):
+            if (cost > budget and admitted) or not self._has_room(request, shared):
                 break
             self.waiting.popleft()
             budget -= cost
@@ -141,6 +146,7 @@ class Schedule:
         self.pool.give_back(blocks, sound=sound)
         self.pool.release(ended.promised)
         self._owner[blocks] = NOBODY
+        self._recover()
         if ended.shared is not None:
             ended.shared.running.discard(slot)
             ended.shared.sound &= sound
@@ -168,7 +174,16 @@ class Schedule:
             self.end(slot)
         for shared in self.held():
             self._unload(shared)  # perhaps it was this step that was to read it
+        self._calm = 0
         return given_up
+
+    def _recover(self) -> None:
+        """After many rows that ended well, take back one halving."""
+        self._calm += 1
+        if self._calm >= CALM * self._most and self._most < len(self.tokens):
+            self._calm = 0
+            self._most = min(2 * self._most, len(self.tokens))
+            self._tokens_per_step *= 2
 
     def _behind(self, request: Request) -> None:
         """Count a request among the members of its prefix."""

@@ -144,7 +144,7 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [..., M, K] over keys and values [..., P, K]: greatest score, sum of exponentials, weighed values."""
-    scores = (query @ key.transpose(-1, -2)).float().mul_(scale)
+    scores = ((query * scale) @ key.transpose(-1, -2)).float()
     if hidden is not None:
         scores += hidden
     top = scores.amax(dim=-1)

@@ -7,7 +7,7 @@ made for one tokenizer and one model's config; the model itself it meets in `com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.tasks.rows import Holds, RowResults
 
 if TYPE_CHECKING:
-    from gpt2model import GenerationConfig, GPT2Config, GPT2Tokenizer
+    from gpt2model import GPT2Config, GPT2Tokenizer
     from gpt2model.generation import Engine
     from pipeline.job import Job
 
@@ -82,13 +82,12 @@ def architecture_of(job: Job, config: GPT2Config) -> str:
 
 
 def make_task(
-    job: Job, tokenizer: GPT2Tokenizer, config: GPT2Config, generation: Callable[[], GenerationConfig]
+    job: Job, tokenizer: GPT2Tokenizer, config: GPT2Config, eos_token_id: tuple[int, ...] | None = None
 ) -> Task:
     """The task that the job names, over the job's options; raises JobError for what the checkpoint can't honour.
 
-    Of the checkpoint's generation_config.json, the eos tokens go before those of its config.json; it is read for the
-    task alone that needs it.
+    The eos tokens of the checkpoint's generation_config.json, where given, go before those of its config.json.
     """
-    if job.task == "generate" and (eos := generation().eos_token_id) is not None:
-        config = config.replace(eos_token_id=eos)
+    if eos_token_id is not None:
+        config = config.replace(eos_token_id=eos_token_id)
     return task_class(job.task)(getattr(job, job.task), job.input.columns, tokenizer, config)

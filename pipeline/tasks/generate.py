@@ -81,6 +81,8 @@ class GenerateTask:
                 "generate.do_sample with generate.num_beams: a job's draws are a function of the row, which beams are "
                 "not: give one of the two"
             )
+        if idle := options.idle():
+            raise JobError(f"generate.{idle} does nothing without {options.wanted_by(idle)}: add that, or leave it out")
         self.options = options
         self.tokenizer = tokenizer
         self.context = config.n_positions
@@ -136,10 +138,11 @@ class GenerateTask:
         for row, each, ids in zip(texts.rows, values, ragged, strict=True):
             prompt = np.concatenate([self._before, ids]) if len(ids) else self._start
             limit, seed = self._given(each, "max_new_tokens"), self._given(each, "seed")
-            room = max(self.context + 1 - limit, 1)
+            room = self.context + 1 - limit
             if reason := self._refusal(prompt, limit, seed, room):
                 errors[row] = reason
                 continue
+            room = max(room, self.context // 2)
             cut += len(prompt) > room
             kept.append((row, self._last(prompt, room), min(limit, self.context), seed, numbered[row]))
         at, prompts, limits, seeds, places = zip(*kept, strict=True) if kept else ((),) * 5
@@ -170,7 +173,7 @@ class GenerateTask:
         if seed not in SEEDS:
             return f"seed is {seed}: it must be from -2**63 to 2**63 - 1"
         if len(prompt) > room and self.options.overflow == "error":
-            return f"the prompt has {len(prompt)} tokens, and the context leaves {room} before {limit} new ones"
+            return f"the prompt has {len(prompt)} tokens, and the context leaves {max(room, 0)} before {limit} new ones"
         return None
 
     def num_tokens(self, prepared: GenerateRows) -> int:
@@ -201,13 +204,13 @@ class GenerateTask:
         return self._continued(prepared, runner) if self.by_engine else self._searched(model, prepared, runner)
 
     def _continued(self, prepared: GenerateRows, runner: EngineRunner) -> MadeRows:
-        from gpt2model.generation import LEAST_SHARED, Request, share_prefixes
+        from gpt2model.generation import Request, share_prefixes
 
         samples = self.options.num_return_sequences
         # The longest first, so that all end at about the same time.
         order = sorted(range(len(prepared.prompts)), key=lambda place: -prepared.limits[place])
         owners = [place for place in order for _ in range(samples)]
-        prefixes = share_prefixes([prepared.prompts[place] for place in owners], LEAST_SHARED)
+        prefixes = share_prefixes([prepared.prompts[place] for place in owners])
         requests = [
             Request(
                 prepared.prompts[place],

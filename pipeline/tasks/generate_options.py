@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from gpt2model import GPT2Config, GPT2Tokenizer
     from gpt2model.generation import GenerationConfig
 
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+SEARCH = ("length_penalty", "early_stopping")
 SEEDS = range(-(2**63), 2**63)
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -78,6 +80,20 @@ class GenerateOptions(Options):
     overflow: Literal["truncate_left", "error"] = "truncate_left"
     """Of prompts that with max_new_tokens are longer than the context: leave out the beginning, or the row's error."""
 
+    def idle(self) -> str | None:
+        """The name of an option that was given and that others keep from doing anything."""
+        changed = [name for name in type(self).model_fields if getattr(self, name) != self._default(name)]
+        kept = [name for name in SAMPLING if not self.do_sample] + [name for name in SEARCH if self.num_beams == 1]
+        return next((name for name in changed if name in kept), None)
+
+    @staticmethod
+    def wanted_by(name: str) -> str:
+        """What an option goes with."""
+        return "generate.do_sample=true" if name in SAMPLING else "generate.num_beams above 1"
+
+    def _default(self, name: str) -> object:
+        return type(self).model_fields[name].get_default(call_default_factory=True)
+
     def generation_config(self, tokenizer: GPT2Tokenizer, config: GPT2Config) -> GenerationConfig:
         """What the model is told; the checkpoint has its say on eos and pad tokens alone. Raises ConfigError."""
         from gpt2model.generation import GenerationConfig
@@ -94,6 +110,12 @@ class GenerateOptions(Options):
             # As a bad word, an eos token would be let through.
             suppress_tokens=[ids[0] for ids in suppressed if len(ids) == 1] or None,
             stop_strings=self.stop or None,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
+            eos_token_id=_natural(config.eos_token_id),
+            pad_token_id=next(iter(_natural(config.pad_token_id) or ()), None),
         )
+
+
+def _natural(ids: int | tuple[int, ...] | None) -> list[int] | None:
+    """Token ids without the negative ones, which stand for none in old files."""
+    given = ids if isinstance(ids, tuple) else (ids,)
+    return [each for each in given if each is not None and each >= 0] or None

@@ -84,7 +84,7 @@ GENERATE = [
     ("generate.max_new_token=3", ["generate.max_new_token", "did you mean max_new_tokens?"]),
     ("generate.max_new_tokens=0", ["generate.max_new_tokens", "greater than 0", "it is 0"]),
     ("generate.temperature=0", ["generate.temperature", "greater than 0", "it is 0"]),
-    ("generate.temperature=inf", ["generate: temperature=inf must be a positive number"]),
+    ("generate={do_sample: true, temperature: inf}", ["generate: temperature=inf must be a positive number"]),
     ("generate.top_k=-1", ["generate.top_k", "greater than or equal to 0", "it is -1"]),
     ("generate.top_p=1.5", ["generate.top_p", "less than or equal to 1", "it is 1.5"]),
     ("generate.seed=9223372036854775808", ["generate.seed", "less than 9223372036854775808"]),
@@ -193,7 +193,7 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(write_job: JobWriter, che
 
 @pytest.mark.parametrize(
     ("content", "wanted"),
-    [("{", "is not JSON"), ('{"eos_token_id": "the"}', "eos_token_id='the'"), ('{"guidance_scale": 2}', "not offered")],
+    [("{", "Expecting property name"), ('{"eos_token_id": "the"}', "'the'"), ('{"eos_token_id": [[3]]}', "list")],
 )
 def test_a_generation_config_that_says_the_impossible_is_refused(
     write_job: JobWriter, checkpoint: Path, tmp_path: Path, content: str, wanted: str

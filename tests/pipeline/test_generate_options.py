@@ -232,11 +232,12 @@ def test_a_bos_token_that_the_tokenizer_adds_is_kept_before_a_prompt_that_is_cut
     plain = {text: found.ids(text) for text in ("the cat", sentence(4, 80))}
     found.tokenizer.add_bos_token = True
     start = found.tokenizer.bos_token_id
-    for limit, room in ((10, 55), (63, 2), (64, 1)):
+    # Half of the context is the prompt's in any case.
+    for limit, room in ((10, 55), (30, 35), (63, 32), (64, 32)):
         prepared = found.task("text", max_new_tokens=limit).prepare(pa.table({"text": [*plain, ""]}))
         for ids, prompt in zip(plain.values(), prepared.prompts, strict=False):
             whole = [start, *ids]
-            expected = whole if len(whole) <= room else [start, *ids[1 - room :]] if room > 1 else ids[-1:]
+            expected = whole if len(whole) <= room else [start, *ids[1 - room :]]
             assert prompt.tolist() == expected
         assert prepared.prompts[2].tolist() == [start]
 
@@ -246,7 +247,7 @@ def test_a_bos_token_that_the_tokenizer_adds_is_kept_before_a_prompt_that_is_cut
     [
         ({"num_return_sequences": 2}, "num_return_sequences=2 needs do_sample=True or num_beams"),
         ({"num_beams": 2, "num_return_sequences": 3}, "at most num_beams=2"),
-        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"do_sample": True, "temperature": float("inf")}, "temperature=inf"),
     ],
     ids=str,
 )
@@ -311,8 +312,24 @@ def test_numbers_that_no_machine_word_holds_are_a_rows_affair(lively: Generating
     }
     rows, result = lively(columns, min_new_tokens=64, **way)
     assert result.errors == {1: f"seed is {most}: it must be from -2**63 to 2**63 - 1"}
-    assert [row["num_generated_tokens"] for row in rows] == [64, None, 5]
-    assert [row["num_prompt_tokens"] for row in rows] == [1, None, 2]
+    assert [row["num_generated_tokens"] for row in rows] == [63, None, 5]
+    assert [row["num_prompt_tokens"] for row in rows] == [2, None, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"top_p": 0.9}, "generate.top_p does nothing without generate.do_sample=true"),
+        ({"top_k": 3, "num_beams": 2}, "generate.top_k does nothing without generate.do_sample=true"),
+        ({"length_penalty": 2.0}, "generate.length_penalty does nothing without generate.num_beams above 1"),
+    ],
+    ids=str,
+)
+def test_an_option_that_another_keeps_from_doing_anything_is_refused(
+    lively: Generating, options: dict[str, Any], wanted: str
+) -> None:
+    with pytest.raises(JobError, match=wanted):
+        lively.task("text", **options)
 
 
 @pytest.mark.parametrize("beams", [1, 2])

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.compose import load_job
-from pipeline.errors import OutputRefused, PipelineError, WorkerError
+from pipeline.errors import EngineBroken, OutputRefused, PipelineError, WorkerError
 from pipeline.plan import Part
 from pipeline.run import Outcome, run_job
 from pipeline.worker import PartReport, Worker
@@ -119,6 +119,26 @@ def test_killed_workers_lose_nothing_and_change_nothing(write_job: JobWriter, tm
     run(write_job(output={"path": str(tmp_path / "calm")}))
     lives.write_text("2")
     outcome = run(write_job(), worker_class=Dying)
+    assert lives.read_text() == "0"
+    assert outcome.exit_code == 0
+    assert same(read(tmp_path / "out"), read(tmp_path / "calm"))
+
+
+def test_a_worker_whose_engine_broke_is_replaced(write_job: JobWriter, tmp_path: Path) -> None:
+    lives = tmp_path / "lives"
+
+    class Breaking(Worker):
+        """Its engine is lost in the middle of a part, as many times as the file says."""
+
+        def _compute(self, group: Any) -> Any:
+            if left := int(lives.read_text()):
+                lives.write_text(str(left - 1))
+                raise EngineBroken("RuntimeError: CUDA error")
+            return super()._compute(group)
+
+    run(write_job(output={"path": str(tmp_path / "calm")}))
+    lives.write_text("2")
+    outcome = run(write_job(cluster={"workers": {"max": 1}}), worker_class=Breaking)
     assert lives.read_text() == "0"
     assert outcome.exit_code == 0
     assert same(read(tmp_path / "out"), read(tmp_path / "calm"))

@@ -89,7 +89,7 @@ def alone(name: str, place: int, seed: int) -> list[int]:
 
 def requests(places: list[int], limits: list[int], shared: bool) -> list[Request]:
     chosen = [prompts()[place] for place in places]
-    prefixes = share_prefixes(chosen, 16) if shared else [None] * len(chosen)
+    prefixes = share_prefixes(chosen, 16, cost=0) if shared else [None] * len(chosen)
     rows = zip(chosen, limits, places, prefixes, strict=True)
     return [
         Request(prompt, limit, (number, place), seed=number % 3, prefix=prefix)
@@ -341,4 +341,43 @@ def test_a_shared_beginning_is_read_once() -> None:
     prefix = asked[0].prefix
     assert prefix is not None
     own = sum(len(request.prompt_ids) - len(prefix.ids) for request in asked)
-    assert running.counts.prompt_tokens == own
+    assert running.counts.prompt_tokens == len(prefix.ids) + own
+
+
+def test_after_a_shortage_of_memory_rows_are_many_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    scarce = Scarce(model().transformer.forward_tokens, 0)
+    monkeypatch.setattr(model().transformer, "forward_tokens", scarce)
+    asked = requests([place % 26 for place in range(150)], [6] * 150, shared=False)
+    running = engine("greedy", slots=8)
+    running.submit(asked)
+    answers = running.step()
+    assert running._schedule._most == 4
+    scarce.most = 10_000
+    while running.unfinished:
+        answers += running.step()
+    check("greedy", answers, asked)
+    assert running._schedule._most == 8
+    assert scarce.refused == 1
+
+
+def test_a_prompt_longer_than_the_budget_is_read_beside_the_rows_under_way() -> None:
+    asked = [Request(prompts()[9][:25], 20, place) for place in range(40)]
+    running = engine("greedy without eos", slots=10, cache_tokens=4000, tokens_per_step=20)
+    assert len(list(running.run(asked))) == 40
+    assert running.counts.new_tokens > 6 * running.counts.steps
+
+
+def test_blocks_of_a_row_that_met_nan_are_wiped_though_its_scores_were_mended() -> None:
+    broken = ours(n_positions=POSITIONS, eos_token_id=None)
+    whole = ours(n_positions=POSITIONS, eos_token_id=None)
+    with torch.no_grad():
+        broken.transformer.wpe.weight[30] = torch.nan
+    good = Request(np.array([1, 2, 3]), 8, "good")
+    bad = Request(np.arange(29), 8, "bad")
+    options = GenerationConfig(remove_invalid_values=True)
+    running = Engine(broken, options, slots=1, cache_tokens=LEAST_CACHE, logprobs=True)
+    first, second = running.run([bad, good])
+    assert (first.request.ticket, second.request.ticket) == ("bad", "good")
+    assert second.token_ids.tolist() == whole.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=8)[0, 3:].tolist()
+    assert second.logprobs is not None
+    assert np.isfinite(second.logprobs).all()

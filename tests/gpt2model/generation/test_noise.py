@@ -78,3 +78,20 @@ def test_neighbours_are_independent(which: str) -> None:
     first, second = noise[:-1].flatten(), noise[1:].flatten()
     correlation = float(torch.corrcoef(torch.stack([first, second]))[0, 1])
     assert abs(correlation) < 5 / len(first) ** 0.5
+
+
+def unmixed(number: int) -> int:
+    """What split_mix makes `number` of."""
+    number ^= number >> 31 ^ number >> 62
+    number = number * pow(0x94D049BB133111EB, -1, 2**64) & MASK
+    number ^= number >> 27 ^ number >> 54
+    number = number * pow(0xBF58476D1CE4E5B9, -1, 2**64) & MASK
+    return number ^ number >> 30 ^ number >> 60
+
+
+@pytest.mark.parametrize("number", [0, 1, MASK, MASK - 2**39, 2**63])
+def test_noise_is_finite_whatever_number_is_drawn(number: int) -> None:
+    assert split_mix(unmixed(number)) == number
+    key = (unmixed(number) - 8 * 0x9E3779B97F4A7C15) & MASK
+    noise = gumbel(torch.tensor([key - 2**64 if key >= 2**63 else key]), torch.tensor([7]))
+    assert noise.isfinite().all()
