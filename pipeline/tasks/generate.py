@@ -82,7 +82,10 @@ class GenerateTask:
                 "not: give one of the two"
             )
         if idle := options.idle():
-            raise JobError(f"generate.{idle} does nothing without {options.wanted_by(idle)}: add that, or leave it out")
+            raise JobError(
+                f"generate.{idle} does nothing without {options.wanted_by(idle)}: add that, or leave it at its default of "
+                f"{options.default_of(idle)}"
+            )
         self.options = options
         self.tokenizer = tokenizer
         self.context = config.n_positions

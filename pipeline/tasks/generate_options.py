@@ -82,7 +82,7 @@ class GenerateOptions(Options):
 
     def idle(self) -> str | None:
         """The name of an option that was given and that others keep from doing anything."""
-        changed = [name for name in type(self).model_fields if getattr(self, name) != self._default(name)]
+        changed = [name for name in type(self).model_fields if getattr(self, name) != self.default_of(name)]
         kept = [name for name in SAMPLING if not self.do_sample] + [name for name in SEARCH if self.num_beams == 1]
         return next((name for name in changed if name in kept), None)
 
@@ -91,8 +91,10 @@ class GenerateOptions(Options):
         """What an option goes with."""
         return "generate.do_sample=true" if name in SAMPLING else "generate.num_beams above 1"
 
-    def _default(self, name: str) -> object:
-        return type(self).model_fields[name].get_default(call_default_factory=True)
+    @classmethod
+    def default_of(cls, name: str) -> object:
+        """What an option is where a job does not say."""
+        return cls.model_fields[name].get_default(call_default_factory=True)
 
     def generation_config(self, tokenizer: GPT2Tokenizer, config: GPT2Config) -> GenerationConfig:
         """What the model is told; the checkpoint has its say on eos and pad tokens alone. Raises ConfigError."""
