@@ -83,7 +83,7 @@ class GenerateTask:
             )
         if idle := options.idle():
             raise JobError(
-                f"generate.{idle} does nothing without {options.wanted_by(idle)}: add that, or leave it at its default, "
+                f"generate.{idle} does nothing without {options.wanted_by(idle)}: add that, or leave it at its default "
                 f"{options.default_of(idle)}"
             )
         self.options = options
