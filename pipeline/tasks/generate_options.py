@@ -81,9 +81,13 @@ class GenerateOptions(Options):
     """Of prompts that with max_new_tokens are longer than the context: leave out the beginning, or the row's error."""
 
     def idle(self) -> str | None:
-        """The name of an option that was given and that others keep from doing anything."""
+        """The name of an option that was given and does nothing, since the one it goes with was forgotten.
+
+        Where that one was said to be off, the others are what a job file had for the time when it is on.
+        """
         changed = [name for name in type(self).model_fields if getattr(self, name) != self.default_of(name)]
-        kept = [name for name in SAMPLING if not self.do_sample] + [name for name in SEARCH if self.num_beams == 1]
+        kept = list(SAMPLING) if not self.do_sample and "do_sample" not in self.model_fields_set else []
+        kept += list(SEARCH) if self.num_beams == 1 and "num_beams" not in self.model_fields_set else []
         return next((name for name in changed if name in kept), None)
 
     @staticmethod

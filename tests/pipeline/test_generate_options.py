@@ -330,6 +330,7 @@ def test_an_option_that_another_keeps_from_doing_anything_is_refused(
 ) -> None:
     with pytest.raises(JobError, match=wanted):
         lively.task("text", **options)
+    lively.task("text", **{"do_sample": False, "num_beams": 1, **options})
 
 
 @pytest.mark.parametrize("beams", [1, 2])
