@@ -186,7 +186,7 @@ def test_a_model_of_the_hub_loads_from_safetensors_alone(
         "token": "hf_abc",
     }
     model = load_checkpoint(GPT2LMHeadModel, "some/gpt2", **options)
-    assert stand_in.downloads == {"config.json", "model.safetensors"}
+    assert stand_in.downloads == {"config.json", "generation_config.json", "model.safetensors"}
     assert stand_in.tokens == {"Bearer hf_abc"}
     here = load_checkpoint(GPT2LMHeadModel, saved["whole"])
     assert all(torch.equal(weight, here.state_dict()[name]) for name, weight in model.state_dict().items())
