@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-NAME = "index.parquet"
+NAME = "index"
+"""A Parquet file without the suffix, by which `datasets.load_dataset` would take it for output."""
 FINGERPRINT = b"fingerprint"
 SCHEMA = pa.schema(
     [
