@@ -248,7 +248,7 @@ class Driver:
         self.done(report)
         for row, why in part.set_aside.items():
             self._note(f"{part.split.name}, row {row} is set aside: {why}")
-        following = None if part.retry else self.plan.following(part, report.rows)
+        following = None if part.retry else self.plan.following(part, report.counted.rows)
         if following is not None:
             # To the same worker, where the shard stands open at this very row.
             self._hand(seat, Assignment(following))

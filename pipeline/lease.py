@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -126,7 +127,12 @@ class Lease:
                 return
 
 
-def _dead_here(held: dict[str, Any]) -> bool:
+def alive(held: Mapping[str, Any]) -> bool:
+    """Whether the lease that `lease.json` tells of still keeps others out."""
+    return float(held["expires"]) > time.time() and not _dead_here(held)
+
+
+def _dead_here(held: Mapping[str, Any]) -> bool:
     """Whether the holder ran on this host and does not run any more."""
     if held["host"] != _host():
         return False

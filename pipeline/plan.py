@@ -19,7 +19,7 @@ from pipeline.job import Job
 from pipeline.sources import Source, Split
 from pipeline.tasks import Task
 
-FORMAT = 1
+FORMAT = 2
 """Layout of the output folder; a run of another layout is another run."""
 
 
@@ -69,6 +69,11 @@ class Plan:
             return None
         return sum(counts) if self.limit is None else min(sum(counts), self.limit)
 
+    @property
+    def num_parts(self) -> int | None:
+        """Parts in all; None where only reading can tell."""
+        return None if any(split.rows is None for split in self.splits) else sum(1 for _ in self.parts())
+
     def parts(self) -> Iterator[Part]:
         """The parts, in input order; of a streamed split its first, to which `following` adds."""
         prefix, index, left = self.fingerprint[:10], 0, self.limit
@@ -102,6 +107,7 @@ class Plan:
             "fingerprint": self.fingerprint,
             "identity": self.identity,
             "rows": self.rows,
+            "parts": self.num_parts,
             "rows_per_part": self.rows_per_part,
             "splits": [asdict(split) for split in self.splits],
             "schema": self.schema.to_string(show_schema_metadata=False).splitlines(),

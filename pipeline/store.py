@@ -11,9 +11,10 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,12 +23,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from pipeline import index
+from pipeline.digest import BLANK, seal
 from pipeline.errors import OutputRefused, StoreError
+from pipeline.index import Counted, Entry
 from pipeline.locations import Location
 from pipeline.plan import Part, Plan
 
 RECORDS = "_pipeline"
 FOOTER_KEY = b"pipeline"
+READERS = 16
+"""Footers read at once: on an object store each is a wait for two answers."""
+CHUNK = 512
+"""Parts looked at together, so that a plan of any size costs little memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,8 @@ class Footer:
     device: str
     dtype: str
     version: str
+    digest: str = ""
+    """SHA-256 of the whole file (digest.py); the commit fills it in."""
 
 
 class Store:
@@ -67,7 +77,7 @@ class Store:
             if differences:
                 raise OutputRefused(_refusal(self.folder.uri, differences))
             return True
-        strangers = [name for name in self._names() if not name.startswith(RECORDS)]
+        strangers = [name for name in self.listing() if not name.startswith(RECORDS)]
         if strangers:
             raise OutputRefused(
                 f"output.path {self.folder.uri} holds {strangers[0]!r} and no run of ours: "
@@ -101,16 +111,49 @@ class Store:
             with _store_errors(self.folder.uri):
                 self.folder.filesystem.delete_dir_contents(self.records.child("staging").path, missing_dir_ok=True)
 
-    def committed(self, plan: Plan) -> Iterator[tuple[Part, Footer]]:
-        """The parts of `plan` that stand in the folder, footer checked. Raises StoreError for one that isn't ours."""
-        names = set(self._names())
-        with ThreadPoolExecutor(16) as pool:
-            waiting = [part for part in plan.parts() if part.name in names]
-            while waiting:
-                footers = list(pool.map(lambda part: self.read_footer(part, plan), waiting))
-                yield from zip(waiting, footers, strict=True)
-                after = [plan.following(part, each.rows) for part, each in zip(waiting, footers, strict=True)]
-                waiting = [part for part in after if part is not None and part.name in names]
+    def committed(self, plan: Plan) -> Iterator[tuple[Part, Counted]]:
+        """The parts of `plan` that stand in the folder, in input order, and what is counted of them.
+
+        A part that the index knows as it is listed is taken at its word; of all others the footer is read and checked.
+        Raises StoreError for one that isn't ours.
+        """
+        listing, known = self.listing(), self.indexed(plan)
+        standing, ended = standing_parts(plan, listing), set[int]()
+
+        def count(part: Part) -> Counted:
+            footer = self.read_footer(part, plan)
+            return Counted(footer.rows, footer.errors, footer.figures)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            while chunk := list(islice(standing, CHUNK)):
+                unread = [part for part in chunk if not _trusted(known.get(part.name), listing[part.name])]
+                read = dict(zip((part.name for part in unread), pool.map(count, unread), strict=True))
+                for part in chunk:
+                    counted = read[part.name] if part.name in read else known[part.name].counted
+                    if part.split.index not in ended:
+                        yield part, counted
+                    if part.split.rows is None and plan.following(part, counted.rows) is None:
+                        ended.add(part.split.index)
+
+    def indexed(self, plan: Plan) -> dict[str, Entry]:
+        """What the folder's index knows of this run's parts; nothing where there is none, or none that can be read."""
+        target = self.records.child(index.NAME)
+        try:
+            with target.filesystem.open_input_file(target.path) as stream:
+                return index.from_bytes(stream.read(), plan.fingerprint)
+        except OSError:
+            return {}
+
+    def write_index(self, plan: Plan, fresh: Mapping[str, Counted]) -> None:
+        """Write the index anew: a listing taken now, what the index knew of it, and what is `fresh`ly counted."""
+        known, entries = self.indexed(plan), dict[str, Entry]()
+        for name, info in self.listing().items():
+            entry = known.get(name)
+            if name in fresh and info.mtime_ns is not None:
+                entries[name] = Entry(info.size, info.mtime_ns, fresh[name])
+            elif entry is not None and _trusted(entry, info):
+                entries[name] = entry
+        self.write_record(index.NAME, index.to_bytes(entries, plan.fingerprint))
 
     def read_footer(self, part: Part, plan: Plan) -> Footer:
         """The footer of a committed part. Raises StoreError where it is torn or tells of another run."""
@@ -132,17 +175,19 @@ class Store:
             )
         return footer
 
-    def write_record(self, name: str, content: Mapping[str, Any] | str) -> None:
-        """Write `_pipeline/<name>` at once: JSON, or text as it is."""
-        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+    def write_record(self, name: str, content: Mapping[str, Any] | str | bytes) -> None:
+        """Write `_pipeline/<name>` at once: JSON, or text or bytes as they are."""
+        if not isinstance(content, str | bytes):
+            content = json.dumps(content, indent=2) + "\n"
+        data = content.encode() if isinstance(content, str) else content
         target = self.records.child(name)
         with _store_errors(target.uri):
             if not target.local:
                 with target.filesystem.open_output_stream(target.path) as stream:
-                    stream.write(text.encode())
+                    stream.write(data)
                 return
             temporary = Path(f"{target.path}.{uuid.uuid4().hex[:8]}")
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(data)
             temporary.replace(target.path)
 
     def read_record(self, name: str) -> dict[str, Any] | None:
@@ -167,13 +212,14 @@ class Store:
         """Begin to write `part`."""
         return StagedPart(self, part, schema)
 
-    def _names(self) -> list[str]:
+    def listing(self) -> dict[str, fs.FileInfo]:
+        """What stands in the folder, by name."""
         selector = fs.FileSelector(self.folder.path, allow_not_found=True)
         try:
             found = self.folder.filesystem.get_file_info(selector)
         except OSError as error:
             raise OutputRefused(f"output.path {self.folder.uri} can't be listed: {error}") from error
-        return sorted(info.base_name for info in found)
+        return {info.base_name: info for info in sorted(found, key=lambda info: info.path)}
 
 
 class StagedPart:
@@ -188,7 +234,7 @@ class StagedPart:
 
     def __enter__(self) -> Self:
         with _store_errors(str(self.file)):
-            self._writer = pq.ParquetWriter(str(self.file), self.schema, compression="zstd")
+            self._writer = pq.ParquetWriter(str(self.file), self.schema, compression="zstd", write_page_checksum=True)
         return self
 
     def write(self, table: pa.Table) -> None:
@@ -198,11 +244,12 @@ class StagedPart:
         self.rows += table.num_rows
 
     def commit(self, footer: Footer) -> None:
-        """Close, read back, and move into place."""
+        """Close, put the digest into `footer`, read back, and move into place."""
         target = self.store.folder.child(self.part.name)
         with _store_errors(target.uri):
-            self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(asdict(footer))})
+            self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(asdict(replace(footer, digest=BLANK)))})
             self._writer.close()
+            footer = replace(footer, digest=seal(self.file))
             metadata = pq.read_metadata(str(self.file))
             if metadata.num_rows != footer.rows or footer_of(metadata) != footer:
                 raise StoreError(f"{self.file} reads back otherwise than it was written: is the disk sound?")
@@ -228,6 +275,19 @@ class StagedPart:
         self.file.unlink(missing_ok=True)
 
 
+def standing_parts(plan: Plan, names: Collection[str]) -> Iterator[Part]:
+    """The parts of `plan` that are among `names`, in input order; of a streamed split those without a gap."""
+    for first in plan.parts():
+        part: Part | None = first
+        while part is not None and part.name in names:
+            yield part
+            part = plan.following(part, part.stop - part.start)
+
+
+def _trusted(entry: Entry | None, info: fs.FileInfo) -> bool:
+    return entry is not None and entry.of(info)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -237,9 +297,11 @@ def _sync(path: Path) -> None:
 
 
 def footer_of(metadata: pq.FileMetaData) -> Footer | None:
-    """What we wrote into a file's footer; None where we did not."""
-    held = (metadata.metadata or {}).get(FOOTER_KEY)
-    return None if held is None else Footer(**json.loads(held))
+    """What a Parquet footer says of a part of ours; None where it says nothing of the kind."""
+    try:
+        return Footer(**json.loads(metadata.metadata[FOOTER_KEY]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

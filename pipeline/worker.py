@@ -22,6 +22,7 @@ from pipeline import __version__
 from pipeline.batching import PackRunner, Runner
 from pipeline.continuing import EngineRunner
 from pipeline.errors import PartAbandoned, WorkerError
+from pipeline.index import Counted
 from pipeline.job import Job
 from pipeline.mending import StandingPart
 from pipeline.overlap import Ahead
@@ -90,15 +91,14 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """What the driver is told of a committed part: what it adds to the run's rows, errors and figures."""
+    """What the driver is told of a committed part."""
 
     part: Part
-    rows: int
-    """0 where only rows of a part that stood already were done again."""
-    errors: int
-    """Negative where such rows have no error any more."""
+    counted: Counted
     tokens: int
-    figures: Mapping[str, float]
+    """Computed for it."""
+    replaced: Counted | None = None
+    """What stood before, where only rows with an error were done again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,21 +198,23 @@ class Worker:
                 staged.write(table)
             with self._commits(part):
                 staged.commit(self._footer(part, staged.rows, sums.errors, sums.figures))
-        return PartReport(part, staged.rows, sums.errors, sums.tokens, sums.figures)
+        return PartReport(part, Counted(staged.rows, sums.errors, sums.figures), sums.tokens)
 
     def retry(self, part: Part) -> PartReport:
         """Do those rows of a committed part again that carry an error, and put its file in place anew."""
         sums, standing = _Sums(), StandingPart(self.spec.store, part, self.spec.schema)
         with closing(self._results(part, sums, standing.failed)) as tables:
             fresh = list(tables)
+        before = standing.footer
+        figures = added(before.figures, sums.figures)
         with self.spec.store.stage(part, self.spec.schema) as staged:
             for table in standing.mended(fresh):
                 staged.write(table)
                 self._beats += 1
             with self._commits(part):
-                figures = added(standing.footer.figures, sums.figures)
                 staged.commit(self._footer(part, staged.rows, sums.errors, figures))
-        return PartReport(part, 0, sums.errors - standing.footer.errors, sums.tokens, sums.figures)
+        counted = Counted(staged.rows, sums.errors, figures)
+        return PartReport(part, counted, sums.tokens, Counted(before.rows, before.errors, before.figures))
 
     def probe(self, part: Part) -> None:
         """Compute the rows of `part` and keep nothing: all that counts is whether it ends well."""
