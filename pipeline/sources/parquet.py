@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,10 +151,14 @@ class _Cursor:
     def _seek(self, start: int) -> None:
         first = self._group(start)
         self.row = self.ends[first - 1] if first else 0
-        groups = list(range(first, len(self.ends)))
-        batches = self.file.iter_batches(_batch_rows(self.file.metadata), groups, columns=self.columns)
-        # Arrow takes a column's name for the beginning of a path, and gives a.b with a.
-        self.rest = (batch.select(self.columns) for batch in batches)
+        self.rest = self._batches(range(first, len(self.ends)))
+
+    def _batches(self, groups: Iterable[int]) -> Iterator[pa.RecordBatch]:
+        rows = _batch_rows(self.file.metadata)
+        for group in groups:  # one by one, since Arrow can't make a batch of two nested dictionaries
+            for batch in self.file.iter_batches(rows, [group], columns=self.columns):
+                # Arrow takes a column's name for the beginning of a path, and gives a.b with a.
+                yield batch.select(self.columns)
 
 
 def _opened(location: Location) -> pq.ParquetFile:
