@@ -12,6 +12,7 @@ from pyarrow import fs
 from pipeline.errors import JobError
 from pipeline.redaction import redact as redact
 from pipeline.redaction import redact_all as redact_all
+from pipeline.redaction import redact_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,5 +68,5 @@ def _fsspec(uri: str, key: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
     except Exception as error:  # every file system's constructor has exceptions of its own
-        raise JobError(f"{key} {uri}: no file system for it: {error}") from error
+        raise JobError(f"{key} {uri}: no file system for it: {redact_error(error, uri)}") from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path

@@ -40,20 +40,19 @@ class DatasetSource:
     @cached_property
     def _builder(self) -> Any:
         options = self.options
+        if options.path == "pandas":  # which some versions of datasets have
+            raise JobError(
+                "input.dataset pandas: this loader unpickles files, which would run what code they hold: "
+                "write them as Parquet or JSON Lines"
+            )
         datasets.disable_progress_bars()
         files = {} if options.data_files is None else {"data_files": options.data_files}
         try:
-            builder = datasets.load_dataset_builder(
+            return datasets.load_dataset_builder(
                 options.path, options.name, data_dir=options.data_dir, revision=options.revision, **files
             )
         except Exception as error:  # each loader has exceptions of its own
             raise JobError(self._refusal(error)) from error
-        if type(builder).__module__.endswith(".pandas"):
-            raise JobError(
-                f"input.dataset {options.path}: its loader unpickles files, which would run what code they hold: "
-                "write them as Parquet or JSON Lines"
-            )
-        return builder
 
     @cached_property
     def _dataset(self) -> Any:

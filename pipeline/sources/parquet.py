@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from pipeline.errors import JobError, SourceError
 from pipeline.locations import Location, absolute, locate
+from pipeline.redaction import redact_error
 from pipeline.sources import Split
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, MemoryError)
@@ -194,7 +195,7 @@ def _list(name: str) -> list[tuple[Location, fs.FileInfo]]:
     try:
         return _found(name)
     except (pa.ArrowException, OSError, ValueError, re.error) as error:
-        raise JobError(f"input.parquet {name} can't be listed: {error}") from error
+        raise JobError(f"input.parquet {name} can't be listed: {redact_error(error, name)}") from error
 
 
 def _found(name: str) -> list[tuple[Location, fs.FileInfo]]:
