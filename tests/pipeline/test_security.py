@@ -300,3 +300,15 @@ def test_a_signed_url_is_read_by_the_workers_and_its_signature_is_in_no_file_and
     assert len(shown) == 2 + 3 + 5
     assert any(b"signature=***" in each for each in shown)
     assert not any(PLAIN.encode() in each for each in shown)
+
+
+def test_an_error_that_nobody_foresaw_shows_no_secret_either(
+    write_job: JobWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(job: object) -> None:
+        raise RuntimeError(f"can't connect to s3://user:{SECRET}@bucket/x")
+
+    monkeypatch.setattr("pipeline.preflight.prepare", fail)
+    result = plan(write_job())
+    assert result.exit_code == 1
+    assert result.stderr == "Error: RuntimeError: can't connect to s3://***@bucket/x (--debug shows where)\n"
