@@ -12,6 +12,7 @@ import click
 
 from pipeline import __version__
 from pipeline.errors import PipelineError
+from pipeline.redaction import redact
 
 
 def _told(function: Callable[..., None]) -> Callable[..., None]:
@@ -30,7 +31,7 @@ def _told(function: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if arguments["debug"]:
                 raise
-            click.echo(f"Error: {type(error).__name__}: {error} (--debug shows where)", err=True)
+            click.echo(f"Error: {type(error).__name__}: {redact(str(error))} (--debug shows where)", err=True)
             sys.exit(1)
 
     return command

@@ -11,14 +11,19 @@
     ├── PartAbandoned           never leaves the driver: the run is being stopped
     └── Interrupted             exit code 1: Ctrl-C or SIGTERM; what was committed stays
 
-Every message says what was wrong, the value, and what to do.
+Every message says what was wrong, the value, and what to do; secrets in URIs are taken out of it.
 """
+
+from pipeline.redaction import redact
 
 
 class PipelineError(Exception):
     """Root of everything pipeline raises on purpose; the command line prints it without a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class JobError(PipelineError):

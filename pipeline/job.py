@@ -114,7 +114,7 @@ class ClusterOptions(Options):
     """Ray address; null: RAY_ADDRESS where set, else a local Ray for the time of the command."""
     workers: WorkerCount = WorkerCount()
     """How many, between min and max."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """May be a fraction. null: 1 where this machine has a CUDA device, else 0."""
     cpus_per_worker: Positive | None = None
     """Cores and threads of one worker, which share its model. null: up to 4 on a CPU, 1 beside a GPU."""

@@ -21,7 +21,7 @@ import gpt2model
 from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
 from gpt2model.errors import GPT2Error, WeightsMismatch
 from pipeline.cores import available_cpus
-from pipeline.errors import JobError
+from pipeline.errors import JobError, OutputRefused
 from pipeline.job import Job
 from pipeline.locations import Location, locate
 from pipeline.plan import Plan, make_plan
@@ -74,6 +74,7 @@ def prepare(job: Job) -> Prepared:
     plan = make_plan(job, source, task, _model_identity(architecture, checkpoint, dtype))
     store = Store(locate(job.output.path, "output.path"))
     _refuse_output_in_input(job, store.folder)
+    _refuse_linked_records(store)
     store.check_writable()
     local = checkpoint.revision is None
     spec = WorkerSpec(
@@ -115,10 +116,25 @@ def _refuse_output_in_input(job: Job, output: Location) -> None:
     names = job.input.parquet or []
     for name in [names] if isinstance(names, str) else names:
         folder = locate(name, "input.parquet")
-        if folder.scheme == output.scheme and f"{output.path}/".startswith(f"{folder.path}/"):
+        if folder.scheme == output.scheme and f"{_resolved(output)}/".startswith(f"{_resolved(folder)}/"):
             raise JobError(
                 f"output.path {output.uri} lies inside input.parquet {folder.uri}, so that its parts would be read as "
                 "input: give a folder outside"
+            )
+
+
+def _resolved(place: Location) -> str:
+    """The path without links and dots that lead elsewhere."""
+    return os.path.realpath(place.path) if place.local else place.path
+
+
+def _refuse_linked_records(store: Store) -> None:
+    """What a link in the output folder points at would be written to, and of staging emptied."""
+    for place in (store.records, store.records.child("staging")):
+        if place.local and os.path.islink(place.path):
+            raise OutputRefused(
+                f"output.path {store.folder.uri}: {place.path} is a link to {os.path.realpath(place.path)}, and a run "
+                "writes in its own folder alone: remove the link, or give a new output.path"
             )
 
 
