@@ -59,9 +59,10 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker) 
     """Run `job`, or go on with it. Raises PipelineError; its `exit_code` is the command's."""
     prepared = prepare(job)
     plan, store = prepared.plan, prepared.store
-    known = store.opened(plan)
+    store.opened(plan)
     store.create()
     with Lease(store) as lease:
+        known = store.opened(plan)  # again: another run may have begun, and ended, before the lease was had
         store.clear_staging()
         if not known:
             store.write_record("job.yaml", yaml.safe_dump(resolved_job(job), sort_keys=False, allow_unicode=True))

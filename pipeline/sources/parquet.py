@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from pipeline.errors import JobError, SourceError
 from pipeline.locations import Location, absolute, locate, redact
+from pipeline.retries import explain, is_transient, resumed
 from pipeline.sources import Split
 
 SUFFIXES = (".parquet", ".parq", ".pq")
@@ -70,13 +71,16 @@ class ParquetSource:
         ]
 
     def read(self, split: Split, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        cursor = self._open.pop(split.index, None)
         try:
-            if cursor is None or not cursor.reaches(start, columns):
-                cursor = _Cursor(self._location(split), split, columns)
-            yield from cursor.take(start, stop)
+            yield from resumed(lambda row: self._read(split, row, stop, columns), start)
         except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{split.name} can't be read at rows {start} to {stop}: {error}") from error
+            raise SourceError(f"{split.name} can't be read at rows {start} to {stop}: {explain(error)}") from error
+
+    def _read(self, split: Split, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        cursor = self._open.pop(split.index, None)
+        if cursor is None or not cursor.reaches(start, columns):
+            cursor = _Cursor(self._location(split), split, columns)
+        yield from cursor.take(start, stop)
         self._open = {split.index: cursor}
 
     def _location(self, split: Split) -> Location:
@@ -212,6 +216,8 @@ def _footer(location: Location, info: fs.FileInfo) -> _File:
             opened = pq.ParquetFile(file)
             return _File(location, info, opened.metadata, opened.schema_arrow)
     except (pa.ArrowException, OSError) as error:
+        if is_transient(error):
+            raise SourceError(f"{location.uri} can't be read: {explain(error)}") from error
         raise JobError(
             f"{location.uri} is not a whole Parquet file ({error}): write it again, or leave it out of input.parquet"
         ) from error
