@@ -169,15 +169,18 @@ class Lease:
 
     def _renew(self) -> None:
         store = Store(self.store.folder, ONCE)  # the next renewal is the next try
-        while not self._ended.wait(self.seconds / RENEWALS):
-            began = time.monotonic()
-            with contextlib.suppress(OSError, PipelineError):
-                holder = self._holder(store)
-                if holder != self.owner:
-                    self._lost = TAKEN if holder is not None else GONE
-                    return
-                self._write(store)
-                self._ends = began + self.seconds
+        while not self._lost and not self._ended.wait(self.seconds / RENEWALS):
+            self._renew_once(store)
+
+    def _renew_once(self, store: Store) -> None:
+        began = time.monotonic()
+        with contextlib.suppress(OSError, PipelineError):
+            holder = self._holder(store)
+            if holder != self.owner:
+                self._lost = TAKEN if holder is not None else GONE
+                return
+            self._write(store)
+            self._ends = began + self.seconds
 
 
 @contextlib.contextmanager
