@@ -67,7 +67,10 @@ class _Rule:
 
 
 class FaultyS3:
-    """A server with one bucket, named `bucket`; use as a context manager."""
+    """A server with one bucket, named `bucket`; use as a context manager.
+
+    All servers of a process hold the same objects, since moto has one store a process: give each test paths of its own.
+    """
 
     def __init__(self, seed: int = 0, delay_seconds: float = 0.2) -> None:
         self.delay_seconds = delay_seconds
