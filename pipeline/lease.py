@@ -1,38 +1,64 @@
 """The lease on an output folder: one driver at a time, and none for ever.
 
 A lease runs out by itself when its driver stops renewing it. On the host where it was taken nobody has to wait for
-that: a driver that is dead there holds nothing.
+that: a driver that is dead there holds nothing. The clocks of two hosts are never trusted to agree.
+
+Should two drivers work on one folder for all that (no file system of an object store here can create an object only
+where there is none), both write the same parts under the same names, and one learns of the other when it renews.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pipeline.errors import LeaseHeld, PipelineError, StoreError
+from pipeline.retries import ONCE, explain
 from pipeline.store import Store
 
 NAME = "lease.json"
 SECONDS = 60.0
+SETTLE_SECONDS = 1.0
+"""On an object store, which creates no object only where there is none: time for another's write to arrive."""
+RENEWALS = 4
+"""Times that a lease is renewed in its life, so that three may fail."""
+
+
+TAKEN = "was taken over by another driver, since this one was not heard of"
+GONE = (
+    f"has lost {NAME}: its _pipeline was removed while the run went on; "
+    "leave the output folder alone, and give the same command again"
+)
 
 
 class Lease:
     """Held inside its `with` block, and renewed by a thread of its own."""
 
-    def __init__(self, store: Store, seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        store: Store,
+        seconds: float = SECONDS,
+        wait: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.store, self.seconds = store, seconds
         self.owner = uuid.uuid4().hex
+        self._wait, self._clock = wait, clock
         self._ended = threading.Event()
-        self._lost = False
+        self._lost = ""
+        self._ends = 0.0
+        """By this process' own clock, which nobody sets."""
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
@@ -46,58 +72,83 @@ class Lease:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(OSError, PipelineError):
-            if self._holder() == self.owner:
+            if self._holder(self.store) == self.owner:
                 self.store.delete_record(NAME)
 
     def check(self) -> None:
-        """Raise LeaseHeld if somebody else has taken the folder meanwhile."""
+        """Raise LeaseHeld if somebody else has taken the folder meanwhile, or may take it by now."""
         if self._lost:
+            raise LeaseHeld(f"{self.store.folder.uri} {self._lost}")
+        if time.monotonic() > self._ends:
             raise LeaseHeld(
-                f"{self.store.folder.uri} was taken over by another driver, since this one was not heard of"
+                f"{self.store.folder.uri}: the lease could not be renewed for {self.seconds:.0f} s, so another driver "
+                "may have begun; what was committed stays: the same command goes on once the store answers"
             )
 
     def _take(self) -> None:
         held = self.store.read_record(NAME)
-        if held is not None:
-            left = float(held["expires"]) - time.time()
-            if left > 0 and not _dead_here(held):
-                raise LeaseHeld(
-                    f"output.path {self.store.folder.uri} is being written by process {held['pid']} on {held['host']} "
-                    f"(its lease runs another {left:.0f} s): wait for it, or stop it first"
-                )
-            self._clear(held)
+        if held is not None and not _dead_here(held):
+            held = self._watched(held)
+        self._ends = time.monotonic() + self.seconds
         if self.store.folder.local:
-            self._create()
+            with _alone(self.store):
+                self._create(held)
         else:
-            self._write()
-        if self._holder() != self.owner:
-            raise LeaseHeld(f"output.path {self.store.folder.uri}: another driver began at the same moment")
+            self._write(self.store)
+            self._wait(SETTLE_SECONDS)
+        if self._holder(self.store) != self.owner:
+            raise self._met()
 
-    def _clear(self, held: dict[str, Any]) -> None:
-        """Put a dead lease aside; of two drivers that try, a disk lets one."""
-        if not self.store.folder.local:
-            return
-        file = Path(self.store.records.child(NAME).path)
-        aside = file.with_name(f"{NAME}.{held['owner']}")
-        with contextlib.suppress(FileNotFoundError):
-            file.rename(aside)
-            aside.unlink()
+    def _watched(self, held: dict[str, Any]) -> dict[str, Any] | None:
+        """The record once its holder is known to be dead. Raises LeaseHeld where it lives, or may.
 
-    def _create(self) -> None:
+        What another host's clock wrote proves little: a lease that seems to have run out, or to run for longer than
+        any does, is watched for longer than a living holder leaves it alone.
+        """
+        seconds = float(held.get("seconds", SECONDS))
+        left = float(held["expires"]) - self._clock()
+        who = f"process {held['pid']} on {held['host']}"
+        if 0 < left <= seconds:
+            raise LeaseHeld(
+                f"output.path {self.store.folder.uri} is being written by {who} "
+                f"(its lease runs another {left:.0f} s): wait for it, or stop it first"
+            )
+        print(f"waiting {1.25 * seconds:.0f} s to see whether {who} still writes this output", file=sys.stderr)
+        for _ in range(RENEWALS + 1):
+            self._wait(seconds / RENEWALS)
+            found = self.store.read_record(NAME)
+            if found is None:
+                return None
+            if found != held:
+                raise LeaseHeld(
+                    f"output.path {self.store.folder.uri} is being written by {who} "
+                    "(it renews its lease): wait for it, or stop it first"
+                )
+        return held
+
+    def _create(self, held: dict[str, Any] | None) -> None:
+        """Put a dead lease aside and make a new one; of several that try, a disk lets one."""
+        if self.store.read_record(NAME) != held:
+            raise self._met()
         path = Path(self.store.records.child(NAME).path)
+        if held is not None:
+            aside = path.with_name(f"{NAME}.{held['owner']}")
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(aside)
+                aside.unlink()
         draft = path.with_name(f"{NAME}.{self.owner}")
         try:
             draft.write_text(json.dumps(self._content()), encoding="utf-8")
             os.link(draft, path)  # whole, and only where there is none
         except FileExistsError:
-            raise LeaseHeld(f"output.path {self.store.folder.uri}: another driver began at the same moment") from None
+            raise self._met() from None
         except OSError as error:
-            raise StoreError(f"{path} can't be written: {error}") from error
+            raise StoreError(f"{path} can't be written: {explain(error)}") from error
         finally:
             draft.unlink(missing_ok=True)
 
-    def _write(self) -> None:
-        self.store.write_record(NAME, self._content())
+    def _write(self, store: Store) -> None:
+        store.write_record(NAME, self._content())
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -105,26 +156,42 @@ class Lease:
             "host": _host(),
             "pid": os.getpid(),
             "started": _start_time(os.getpid()),
-            "expires": time.time() + self.seconds,
+            "expires": self._clock() + self.seconds,
+            "seconds": self.seconds,
         }
 
-    def _holder(self) -> str | None:
-        held = self.store.read_record(NAME)
+    def _holder(self, store: Store) -> str | None:
+        held = store.read_record(NAME)
         return None if held is None else str(held["owner"])
 
+    def _met(self) -> LeaseHeld:
+        return LeaseHeld(f"output.path {self.store.folder.uri}: another driver began at the same moment")
+
     def _renew(self) -> None:
-        expires = time.time() + self.seconds
-        while not self._ended.wait(self.seconds / 4):
-            # A store that does not answer now may at the next turn; the lease outlives three missed renewals.
-            with contextlib.suppress(OSError, PipelineError):
-                if self._holder() != self.owner:
-                    self._lost = True
-                    return
-                self._write()
-                expires = time.time() + self.seconds
-            if time.time() > expires:
-                self._lost = True
+        store = Store(self.store.folder, ONCE)  # the next renewal is the next try
+        while not self._lost and not self._ended.wait(self.seconds / RENEWALS):
+            self._renew_once(store)
+
+    def _renew_once(self, store: Store) -> None:
+        began = time.monotonic()
+        with contextlib.suppress(OSError, PipelineError):
+            holder = self._holder(store)
+            if holder != self.owner:
+                self._lost = TAKEN if holder is not None else GONE
                 return
+            self._write(store)
+            self._ends = began + self.seconds
+
+
+@contextlib.contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """Keep other newcomers waiting, where the file system has locks for folders; a dead process has none."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(store.records.path, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def alive(held: Mapping[str, Any]) -> bool:

@@ -58,10 +58,17 @@ def locate(uri: str, key: str) -> Location:
     if scheme == "file":
         return Location(fs.LocalFileSystem(), name, True, "file")
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
+        filesystem, path = fs.FileSystem.from_uri(_delayed(uri) if scheme == "s3" else uri)
     except (pa.ArrowException, ValueError, OSError):
         filesystem, path = _fsspec(uri, key)
     return Location(filesystem, path.rstrip("/"), False, scheme)
+
+
+def _delayed(uri: str) -> str:
+    """Small files as one request each, so that one that fails leaves no unfinished upload behind."""
+    if "allow_delayed_open" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def _fsspec(uri: str, key: str) -> tuple[fs.FileSystem, str]:

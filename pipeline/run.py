@@ -50,12 +50,13 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker, 
     """
     prepared = prepare(job)
     plan, store = prepared.plan, prepared.store
-    known = store.opened(plan)
-    if retry and not known:
+    if retry and not store.opened(plan):
         raise JobError(f"output.path {store.folder.uri} holds no run whose rows could be done again: run the job first")
+    store.opened(plan)
     store.create()
     tally = Tally()
     with Lease(store) as lease, Recorder(store, plan, tally, retry) as recorder:
+        known = store.opened(plan)  # again: another run may have begun, and ended, before the lease was had
         store.clear_staging()
         if not known:
             store.write_record("job.yaml", yaml.safe_dump(resolved_job(job), sort_keys=False, allow_unicode=True))

@@ -7,6 +7,7 @@ renamed; on an object store it is written to a temporary file here, read back an
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -29,6 +30,7 @@ from pipeline.errors import OutputRefused, StoreError
 from pipeline.index import Counted, Entry
 from pipeline.locations import Location
 from pipeline.plan import Part, Plan
+from pipeline.retries import PATIENT, Backoff, explain, is_transient
 
 RECORDS = "_pipeline"
 FOOTER_KEY = b"pipeline"
@@ -62,8 +64,8 @@ class Footer:
 class Store:
     """One output folder."""
 
-    def __init__(self, folder: Location) -> None:
-        self.folder = folder
+    def __init__(self, folder: Location, backoff: Backoff = PATIENT) -> None:
+        self.folder, self.backoff = folder, backoff
         self.records = folder.child(RECORDS)
 
     def opened(self, plan: Plan) -> bool:
@@ -77,7 +79,8 @@ class Store:
             if differences:
                 raise OutputRefused(_refusal(self.folder.uri, differences))
             return True
-        strangers = [name for name in self.listing() if not name.startswith(RECORDS)]
+        ours = f"-{plan.fingerprint[:10]}.parquet"
+        strangers = [name for name in self.listing() if not name.startswith(RECORDS) and not name.endswith(ours)]
         if strangers:
             raise OutputRefused(
                 f"output.path {self.folder.uri} holds {strangers[0]!r} and no run of ours: "
@@ -90,20 +93,22 @@ class Store:
         if not self.folder.local:
             return
         folder = Path(self.folder.path)
-        nearest = next(each for each in [folder, *folder.parents] if each.exists())
-        if not nearest.is_dir():
-            raise OutputRefused(f"output.path {folder}: {nearest} is a file, not a folder: name another output.path")
-        try:
-            with tempfile.TemporaryFile(dir=nearest):
-                return
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputRefused(f"output.path {folder}: can't write in {nearest} ({reason})") from error
+        for place in (folder, Path(self.records.child("staging").path)):
+            nearest = next(each for each in [place, *place.parents] if each.exists())
+            if not nearest.is_dir():
+                raise OutputRefused(
+                    f"output.path {folder}: {nearest} is a file, not a folder: name another output.path"
+                )
+            try:
+                tempfile.TemporaryFile(dir=nearest).close()
+            except OSError as error:
+                raise OutputRefused(f"output.path {folder}: can't write in {nearest}: {explain(error)}") from error
 
     def create(self) -> None:
         """Make the folders."""
+        staging = self.records.child("staging").path
         with _store_errors(self.folder.uri):
-            self.folder.filesystem.create_dir(self.records.child("staging").path, recursive=True)
+            self.backoff.call(lambda: self.folder.filesystem.create_dir(staging, recursive=True))
 
     def clear_staging(self) -> None:
         """Remove what killed attempts left; only for the holder of the lease, when no worker writes."""
@@ -158,10 +163,16 @@ class Store:
     def read_footer(self, part: Part, plan: Plan) -> Footer:
         """The footer of a committed part. Raises StoreError where it is torn or tells of another run."""
         file = self.folder.child(part.name)
-        try:
+
+        def read() -> pq.FileMetaData:
             with file.filesystem.open_input_file(file.path) as opened:
-                metadata = pq.read_metadata(opened)
+                return pq.read_metadata(opened)
+
+        try:
+            metadata = self.backoff.call(read)
         except (pa.ArrowException, OSError) as error:
+            if is_transient(error):
+                raise StoreError(f"{file.uri} can't be read: {explain(error)}") from error
             raise StoreError(
                 f"{file.uri} is not a whole Parquet file ({error}): move it away to do it again"
             ) from error
@@ -181,24 +192,25 @@ class Store:
             content = json.dumps(content, indent=2) + "\n"
         data = content.encode() if isinstance(content, str) else content
         target = self.records.child(name)
+        write = _replace if target.local else _put
         with _store_errors(target.uri):
-            if not target.local:
-                with target.filesystem.open_output_stream(target.path) as stream:
-                    stream.write(data)
-                return
-            temporary = Path(f"{target.path}.{uuid.uuid4().hex[:8]}")
-            temporary.write_bytes(data)
-            temporary.replace(target.path)
+            self.backoff.call(lambda: write(target, data))
 
     def read_record(self, name: str) -> dict[str, Any] | None:
         """`_pipeline/<name>` parsed as JSON; None where there is none."""
         target = self.records.child(name)
-        try:
+
+        def read() -> bytes:
             with target.filesystem.open_input_file(target.path) as stream:
-                content = json.loads(stream.read())
+                return bytes(stream.read())
+
+        try:
+            content = json.loads(self.backoff.call(read))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise _unreadable(target.uri, error) from error
+        except ValueError as error:
             raise OutputRefused(f"{target.uri} can't be read ({error}): give a new output.path") from error
         return content if isinstance(content, dict) else None
 
@@ -216,9 +228,9 @@ class Store:
         """What stands in the folder, by name."""
         selector = fs.FileSelector(self.folder.path, allow_not_found=True)
         try:
-            found = self.folder.filesystem.get_file_info(selector)
+            found = self.backoff.call(lambda: self.folder.filesystem.get_file_info(selector))
         except OSError as error:
-            raise OutputRefused(f"output.path {self.folder.uri} can't be listed: {error}") from error
+            raise _unreadable(self.folder.uri, error) from error
         return {info.base_name: info for info in sorted(found, key=lambda info: info.path)}
 
 
@@ -262,10 +274,14 @@ class StagedPart:
 
     def _upload(self, target: Location) -> None:
         """One whole object: it becomes visible when the upload is complete."""
-        fs.copy_files(str(self.file), target.path, fs.LocalFileSystem(), target.filesystem)
-        (info,) = target.filesystem.get_file_info([target.path])
-        if info.size != self.file.stat().st_size:
-            raise StoreError(f"{target.uri} has {info.size} bytes after an upload of {self.file.stat().st_size}")
+        # Mapped whole before the upload begins: a stream to a store that is closed by an error of reading completes.
+        with pa.memory_map(str(self.file)) as source:
+            content = source.read_buffer()
+        try:
+            self.store.backoff.call(lambda: _put(target, content))
+        except (pa.ArrowException, OSError):
+            _remove_unless_whole(target, content.size)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -286,6 +302,33 @@ def standing_parts(plan: Plan, names: Collection[str]) -> Iterator[Part]:
 
 def _trusted(entry: Entry | None, info: fs.FileInfo) -> bool:
     return entry is not None and entry.of(info)
+
+
+def _put(target: Location, content: bytes | pa.Buffer) -> None:
+    """Write one object in one piece, and look at what has become of it. Raises OSError."""
+    with target.filesystem.open_output_stream(target.path) as stream:
+        stream.write(content)
+    (info,) = target.filesystem.get_file_info([target.path])
+    if info.size != len(content):
+        raise OSError(errno.EIO, f"{info.size} bytes are there after an upload of {len(content)}")
+
+
+def _remove_unless_whole(target: Location, size: int) -> None:
+    """Take away what a failed upload may have left under the name of a part; not a part of another attempt."""
+    with contextlib.suppress(pa.ArrowException, OSError):
+        (info,) = target.filesystem.get_file_info([target.path])
+        if info.type == fs.FileType.File and info.size != size:
+            target.filesystem.delete_file(target.path)
+
+
+def _replace(target: Location, content: bytes) -> None:
+    """Write a file here beside its place, and move it there."""
+    draft = Path(f"{target.path}.{uuid.uuid4().hex[:8]}")
+    try:
+        draft.write_bytes(content)
+        draft.replace(target.path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -309,7 +352,13 @@ def _store_errors(place: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{place} can't be written: {error}") from error
+        raise StoreError(f"{place} can't be written: {explain(error)}") from error
+
+
+def _unreadable(place: str, error: OSError) -> StoreError | OutputRefused:
+    """Of a store that fails the run fails; a place that is not for us to read is the job's fault."""
+    kind = StoreError if is_transient(error) else OutputRefused
+    return kind(f"output.path: {place} can't be read: {explain(error)}")
 
 
 def _differences(held: Any, wanted: Any, key: str = "") -> Iterator[str]:

@@ -18,6 +18,7 @@ from pyarrow import fs
 from pipeline.errors import JobError, SourceError
 from pipeline.locations import Location, absolute, locate
 from pipeline.redaction import redact_error
+from pipeline.retries import explain, is_transient, resumed
 from pipeline.sources import Split
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, MemoryError)
@@ -90,13 +91,16 @@ class ParquetSource:
         ]
 
     def read(self, split: Split, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        cursor = self._open.pop(split.index, None)
         try:
-            if cursor is None or not cursor.reaches(start, columns):
-                cursor = _Cursor(self._location(split), split, columns)
-            yield from cursor.take(start, stop)
+            yield from resumed(lambda row: self._read(split, row, stop, columns), start)
         except _UNREADABLE as error:
-            raise SourceError(f"{split.name} can't be read at rows {start} to {stop}: {error}") from error
+            raise SourceError(f"{split.name} can't be read at rows {start} to {stop}: {explain(error)}") from error
+
+    def _read(self, split: Split, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        cursor = self._open.pop(split.index, None)
+        if cursor is None or not cursor.reaches(start, columns):
+            cursor = _Cursor(self._location(split), split, columns)
+        yield from cursor.take(start, stop)
         self._open = {split.index: cursor}
 
     def _location(self, split: Split) -> Location:
@@ -257,6 +261,8 @@ def _footer(name: int, location: Location, info: fs.FileInfo) -> _File:
             raise pa.ArrowInvalid(f"its footer counts {metadata.num_rows} rows, and its row groups other ones")
         _ = schema.names  # which may be no UTF-8
     except _UNREADABLE as error:
+        if is_transient(error):
+            raise SourceError(f"{location.uri} can't be read: {explain(error)}") from error
         raise JobError(
             f"{location.uri} is not a whole Parquet file ({error}): write it again, or leave it out of input.parquet"
         ) from error

@@ -1,6 +1,8 @@
 """Input and output on an object store: a real S3 API on the loopback."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +21,7 @@ from pipeline.status import read_status
 from pipeline.store import Store
 from pipeline.verify import verify
 from tests.pipeline.conftest import JobWriter
+from tests.pipeline.faulty_s3 import FaultyS3
 
 SECRET = "very-secret-key"
 
@@ -82,6 +85,56 @@ def test_a_glob_on_s3_reads_what_it_matches(write_job: JobWriter, bucket: str, r
         pq.write_table(rows.slice(0, 10), f"{place.path}/{name}", filesystem=place.filesystem)
     outcome = run(write_job(input={"parquet": bucket.format("/glob/x*.parquet")}))
     assert outcome.rows == 20
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_over_a_store_that_fails_one_request_in_twenty_gives_the_same_output(
+    write_job: JobWriter, rows: pa.Table, tmp_path: Path
+) -> None:
+    calm = run(write_job(output={"path": str(tmp_path / "calm")}))
+    with FaultyS3(seed=3, delay_seconds=0.05) as s3:
+        source, target = locate(s3.uri("faulty/in"), "x"), locate(s3.uri("faulty/out"), "x")
+        for name in ("a", "b"):
+            table = pq.read_table(tmp_path / "in" / f"{name}.parquet")
+            pq.write_table(table, f"{source.path}/{name}.parquet", filesystem=source.filesystem)
+        s3.inject(probability=0.05)
+        outcome = run(write_job(input={"parquet": s3.uri("faulty/in")}, output={"path": s3.uri("faulty/out")}))
+        s3.calm()
+        assert len(s3.faults) > 3
+        table = ds.dataset(target.path, filesystem=target.filesystem, format="parquet").to_table()
+        assert s3.unfinished_uploads() == []
+    assert table.equals(ds.dataset(tmp_path / "calm", format="parquet").to_table())
+    assert (outcome.rows, outcome.errors) == (calm.rows, calm.errors)
+
+
+def test_of_two_drivers_that_both_saw_no_lease_on_an_object_store_one_works(bucket: str) -> None:
+    together = threading.Barrier(2)
+
+    class Blind(Store):
+        """Sees the lease only once both have looked."""
+
+        def read_record(self, name: str) -> dict[str, object] | None:
+            if self.looked:
+                return super().read_record(name)
+            self.looked = True
+            together.wait()
+            return None
+
+        looked = False
+
+    def take(lease: Lease) -> bool:
+        try:
+            lease._take()
+        except LeaseHeld:
+            return False
+        return True
+
+    stores = [Blind(locate(bucket.format("/both"), "x")) for _ in range(2)]
+    stores[0].create()
+    with ThreadPoolExecutor(2) as pool:
+        # Waiting for the other's write is waiting for the other to have come as far.
+        taken = list(pool.map(take, [Lease(store, wait=lambda _: together.wait()) for store in stores]))
+    assert taken.count(True) == 1
 
 
 def test_a_lease_on_an_object_store_keeps_a_second_driver_out(bucket: str) -> None:
