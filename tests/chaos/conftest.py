@@ -1,0 +1,59 @@
+"""Each case once, one object store and one cluster for all runs, and at the end what has struck."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.cases import Case, make_case
+from tests.chaos.nodes import Nodes
+from tests.pipeline.conftest import checkpoint
+from tests.pipeline.test_object_store import bucket
+
+__all__ = ["bucket", "checkpoint"]
+
+STRUCK = pytest.StashKey[Counter[str]]()
+
+
+@pytest.fixture(scope="module")
+def cases(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Case]:
+    """The case of a task and an input; made when it is first asked for."""
+    made: dict[tuple[str, str], Case] = {}
+
+    def case(task: str, source: str) -> Case:
+        if (task, source) not in made:
+            folder = tmp_path_factory.mktemp(f"{task}-{source}")
+            made[task, source] = make_case(task, source, checkpoint, folder)
+        return made[task, source]
+
+    return case
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Callable[[], Nodes]]:
+    """The cluster, whole; started when it is first asked for."""
+    made: list[Nodes] = []
+
+    def whole() -> Nodes:
+        if not made:
+            made.append(Nodes())
+        made[0].restore()
+        return made[0]
+
+    yield whole
+    for each in made:
+        each.close()
+
+
+@pytest.fixture(scope="session")
+def struck(pytestconfig: pytest.Config) -> Counter[str]:
+    """How often each kind of fault struck, and how often it came too late or found nothing."""
+    return pytestconfig.stash.setdefault(STRUCK, Counter())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for name, count in sorted(config.stash.get(STRUCK, Counter()).items()):
+        terminalreporter.write_line(f"{count:5} {name}")
