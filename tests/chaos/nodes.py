@@ -12,6 +12,8 @@ from ray.cluster_utils import Cluster
 
 NODES = 2
 STORE_BYTES = 80 << 20
+QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+"""So that the cluster notices within seconds that a node is dead."""
 
 
 class Nodes:
@@ -23,7 +25,7 @@ class Nodes:
         name, _, value = self.mark.partition("=")
         self._environment = {name: value, "TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
         self._cluster = self._started(Cluster)
-        self._add(num_cpus=0, include_dashboard=False, _temp_dir=str(self.folder))
+        self._add(num_cpus=0, include_dashboard=False, _system_config=QUICK)
         self.restore()
 
     @property
