@@ -71,8 +71,9 @@ class Command:
         """Wait for `condition`, at most so long and no longer than the command lives."""
         end = time.monotonic() + seconds
         while not self.ended and time.monotonic() < end:
-            if condition():
-                return True
+            with contextlib.suppress(OSError):  # an object store in trouble
+                if condition():
+                    return True
             time.sleep(POLL_SECONDS)
         return False
 

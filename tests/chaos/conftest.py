@@ -11,9 +11,9 @@ import pytest
 from tests.chaos.cases import Case, make_case
 from tests.chaos.nodes import Nodes
 from tests.pipeline.conftest import checkpoint
-from tests.pipeline.test_object_store import bucket
+from tests.pipeline.faulty_s3 import FaultyS3
 
-__all__ = ["bucket", "checkpoint"]
+__all__ = ["checkpoint"]
 
 STRUCK = pytest.StashKey[Counter[str]]()
 
@@ -30,6 +30,12 @@ def cases(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         return made[task, source]
 
     return case
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[FaultyS3]:
+    with FaultyS3() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

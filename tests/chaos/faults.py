@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tests.chaos.command import Command
+from tests.pipeline.faulty_s3 import TRANSIENT
 
 MOST_FAULTS = 3
 DEADLY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGILL, signal.SIGBUS)
+LEFT = ("staging/part-00001-0000000000.aaaa.parquet", "staging/garbage")
 LONG = 120.0
 
 
@@ -109,6 +111,24 @@ class Litter:
 
 
 @dataclass(frozen=True, slots=True)
+class TroubleStore:
+    """The object store fails every so many requests for a while, for everybody. Retries may or may not outlast it."""
+
+    probability: float
+    seconds: float
+    codes = frozenset({1})
+
+    def strike(self, command: Command) -> bool:
+        server = command.place.server
+        if server is None:
+            return False
+        server.inject(self.probability, TRANSIENT)
+        command.until(lambda: False, self.seconds)
+        server.calm()
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class Strike:
     """A fault at its moment: after so many committed parts and so many seconds."""
 
@@ -149,7 +169,9 @@ def _draw_fault(chance: random.Random, local: bool, nodes: bool) -> Fault:
     if nodes:
         made += [KillNode(chance.random()), KillNode(chance.random()), JoinNode()]
     if local:
-        made.append(Litter(chance.choice(["staging/part-00001-0000000000.aaaa.parquet", "staging/x", "staging/y.tmp"])))
+        made.append(Litter(chance.choice(LEFT)))
+    else:
+        made += [TroubleStore(chance.choice([0.1, 0.5, 1.0]), chance.choice([0.5, 3.0])) for _ in range(2)]
     return chance.choice(made)
 
 

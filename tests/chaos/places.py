@@ -8,16 +8,17 @@ from pathlib import Path
 from pyarrow import fs
 
 from pipeline.locations import Location, locate
+from tests.pipeline.faulty_s3 import FaultyS3
 
 TEMPORARY = re.compile(r"(\.json|\.yaml)\..+|^lease\.json$")
 """Drafts of records, and the lease."""
 
 
 class Place:
-    """An output folder, local or on an object store."""
+    """An output folder, local or on an object store, whose server can be told to fail."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, server: FaultyS3 | None = None) -> None:
+        self.uri, self.server = uri, server
         self.folder: Location = locate(uri, "output.path")
 
     def names(self) -> list[str]:
