@@ -119,7 +119,9 @@ class ClusterOptions(Options):
     cpus_per_worker: Positive | None = None
     """Cores and threads of one worker, which share its model. null: up to 4 on a CPU, 1 beside a GPU."""
     attempts: Positive = 3
-    """How often a part may take its worker down before the part is given up."""
+    """How often a part may take its worker down before the row is looked for that does it."""
+    heartbeat: Annotated[float, Field(gt=0)] | None = 600.0
+    """Seconds without anything read, computed or written after which a worker hangs and is replaced. null: never."""
     tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Tokens in one call of the model. auto: 2,048 on a CPU, 16,384 on CUDA."""
     sequences_at_once: Positive | Literal["auto"] = "auto"

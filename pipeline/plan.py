@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,6 +35,10 @@ class Part:
     piece: int
     start: int
     stop: int
+    set_aside: Mapping[int, str] = field(default_factory=dict)
+    """Rows that no worker survives, by their place in the split, and why: they get their error and no call."""
+    retry: bool = False
+    """The part stands; its rows with an error are to be done again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,15 +50,12 @@ class Prepared:
     """A job that can run."""
 
     job: Job
+    plan: Plan
     spec: WorkerSpec
     task: Task
     tokenizer: gpt2model.GPT2Tokenizer
     checkpoint: CheckpointInfo
     num_gpus: float
-
-    @property
-    def plan(self) -> Plan:
-        return self.spec.plan
 
     @property
     def store(self) -> Store:
@@ -81,7 +78,10 @@ def prepare(job: Job) -> Prepared:
     local = checkpoint.revision is None
     spec = WorkerSpec(
         job=job,
-        plan=plan,
+        fingerprint=plan.fingerprint,
+        schema=plan.schema,
+        read_columns=plan.input_columns,
+        task_columns=plan.identity["input"]["columns"],
         source=source,
         store=store,
         model=str(checkpoint.folder.absolute()) if local else job.model.path,
@@ -92,7 +92,7 @@ def prepare(job: Job) -> Prepared:
         threads=_threads(job, device),
         eos_token_id=eos,
     )
-    return Prepared(job, spec, task, tokenizer, checkpoint, num_gpus)
+    return Prepared(job, plan, spec, task, tokenizer, checkpoint, num_gpus)
 
 
 def _check_address(job: Job) -> None:

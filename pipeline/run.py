@@ -108,7 +108,7 @@ def _drive(
     watch, lease, stop = watchers
 
     def tick(driver: Driver) -> None:
-        stop.check()
+        driver.stopping = stop.asked
         lease.check()
         watch.update(driver.counts, driver.workers)
 
@@ -117,13 +117,15 @@ def _drive(
 
     # Ray takes SIGTERM for itself when it starts, so listening comes after.
     with connected(prepared.job.cluster, debug), stop.listening():
-        driver = Driver(prepared.spec, waiting, prepared.num_gpus, tick, done, worker_class)
+        driver = Driver(prepared.spec, prepared.plan, waiting, prepared.num_gpus, tick, done, watch.log, worker_class)
         if not driver.room() and not named_cluster(prepared.job):
             raise WorkerError(
                 f"a worker takes {prepared.spec.threads} cores and {prepared.num_gpus:g} GPUs, which Ray has not "
                 "here: give less cluster.cpus_per_worker or cluster.gpus_per_worker, or name a cluster.address"
             )
-        driver.run()
+        with stop.at_once():
+            driver.run()
+    stop.check()
     return driver
 
 
@@ -165,11 +167,26 @@ def resolved_job(job: Job) -> dict[str, Any]:
 class _StopRequest:
     """Ctrl-C or SIGTERM, kept until the driver asks.
 
-    A handler that raised would do so inside Ray's own calls, which do not expect it. A second signal stops at once.
+    A handler that raised would do so inside Ray's own calls, which do not expect it; a second signal does.
     """
 
     def __init__(self) -> None:
         self._signal: signal.Signals | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self._signal is not None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a second signal raises Interrupted."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "stopped at once by a second signal; what was committed stays: the same command goes on from there"
+            ) from None
 
     def check(self) -> None:
         """Raise Interrupted if a signal came."""

@@ -122,7 +122,7 @@ class Store:
             raise StoreError(
                 f"{file.uri} is not a whole Parquet file ({error}): move it away to do it again"
             ) from error
-        footer = _footer_of(metadata)
+        footer = footer_of(metadata)
         wanted = (plan.fingerprint, part.name, part.split.name, part.start)
         if footer is None or (footer.fingerprint, footer.part, footer.source, footer.start) != wanted:
             raise StoreError(f"{file.uri} was not written by this run: move it away to do the part again")
@@ -204,7 +204,7 @@ class StagedPart:
             self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(asdict(footer))})
             self._writer.close()
             metadata = pq.read_metadata(str(self.file))
-            if metadata.num_rows != footer.rows or _footer_of(metadata) != footer:
+            if metadata.num_rows != footer.rows or footer_of(metadata) != footer:
                 raise StoreError(f"{self.file} reads back otherwise than it was written: is the disk sound?")
             if target.local:
                 _sync(self.file)
@@ -236,7 +236,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _footer_of(metadata: pq.FileMetaData) -> Footer | None:
+def footer_of(metadata: pq.FileMetaData) -> Footer | None:
+    """What we wrote into a file's footer; None where we did not."""
     held = (metadata.metadata or {}).get(FOOTER_KEY)
     return None if held is None else Footer(**json.loads(held))
 
