@@ -66,15 +66,15 @@ def make_case(task: str, source: str, checkpoint: Path, folder: Path) -> Case:
         **({task: OPTIONS[task]} if task in OPTIONS else {}),
     }
     job.write_text(yaml.safe_dump(content))
-    errors = _undisturbed(job)
+    errors = undisturbed(job)
     files = {file.name: file.read_bytes() for file in sorted((folder / "calm").glob("part-*.parquet"))}
     tables = [pq.read_table(pa.BufferReader(content)) for content in files.values()]
     assert pa.concat_tables(tables).column("id").to_pylist() == list(range(ROWS))
     return Case(job, files, 3 if errors else 0)
 
 
-def _undisturbed(job: Path) -> int:
-    """Do all parts, one after the other; returns the rows with an error."""
+def undisturbed(job: Path) -> int:
+    """Do all parts of a job, one after the other and without Ray; returns the rows with an error."""
     prepared = prepare(load_job(job, ()))
     prepared.store.create()
     worker, waiting, errors = Worker(prepared.spec), deque(prepared.plan.parts()), 0

@@ -16,6 +16,7 @@ from pipeline.job import Job
 from pipeline.plan import Part
 from pipeline.run import Outcome, run_job
 from pipeline.worker import PartReport, Worker
+from tests.chaos.cases import undisturbed
 from tests.pipeline.conftest import JobWriter
 
 SECONDS = 120.0
@@ -23,8 +24,8 @@ QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "h
 """So that the cluster notices within two seconds that a node is dead."""
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def standing() -> Iterator[Cluster]:
     """A head without cores, which this process is connected to, and one node with a core."""
     made = Cluster(
         initialize_head=True,
@@ -35,6 +36,15 @@ def cluster() -> Iterator[Cluster]:
     yield made
     ray.shutdown()
     made.shutdown()
+
+
+@pytest.fixture
+def cluster(standing: Cluster) -> Iterator[Cluster]:
+    """The standing cluster; nodes that a test adds are taken away after it."""
+    before = set(standing.worker_nodes)
+    yield standing
+    for node in set(standing.worker_nodes) - before:
+        standing.remove_node(node, allow_graceful=False)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -85,9 +95,9 @@ def start(write_job: JobWriter, tmp_path: Path) -> Iterator[Callable[[], Running
 
 
 @pytest.fixture
-def calm(write_job: JobWriter, tmp_path: Path, cluster: Cluster) -> pa.Table:
-    """What the job gives on one node."""
-    run_job(load_job(write_job(output={"path": str(tmp_path / "calm")}), ()))
+def calm(write_job: JobWriter, tmp_path: Path) -> pa.Table:
+    """What the job gives without any cluster."""
+    undisturbed(write_job(output={"path": str(tmp_path / "calm")}))
     return read(tmp_path / "calm")
 
 
