@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.chaos.nodes import Nodes
 from tests.chaos.places import Place
-from tests.chaos.processes import Process, of_session, ray_workers
+from tests.chaos.processes import AGENTS, Process, of_session, ray_workers
 
 POLL_SECONDS = 0.02
 HUNG_SECONDS = 150.0
@@ -48,7 +48,7 @@ class Command:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in of_session(self.process.pid):
+        for each in self._running():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each.pid, signal.SIGKILL)
         self.process.wait()
@@ -95,6 +95,9 @@ class Command:
         return left
 
     def _left(self) -> list[str]:
-        running = [*of_session(self.process.pid), *self.workers()]
-        staged = [str(file) for file in self.folder.glob("part-*")]
-        return [f"{each.pid} {each.title}" for each in running] + staged
+        running = [f"{each.pid} {each.title}" for each in [*self._running(), *self.workers()]]
+        return running + [str(file) for file in self.folder.glob("part-*")]
+
+    def _running(self) -> list[Process]:
+        """Of the session, all but Ray's agents: those are looked for once, after all runs."""
+        return [each for each in of_session(self.process.pid) if each.title not in AGENTS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 
 from tests.chaos.cases import Case, make_case
 from tests.chaos.nodes import Nodes
+from tests.chaos.processes import of_session
 from tests.pipeline.conftest import checkpoint
 from tests.pipeline.faulty_s3 import FaultyS3
 
 __all__ = ["checkpoint"]
 
+AGENTS_SECONDS = 90.0
 STRUCK = pytest.StashKey[Counter[str]]()
 
 
@@ -52,6 +55,17 @@ def nodes() -> Iterator[Callable[[], Nodes]]:
     yield whole
     for each in made:
         each.close()
+
+
+@pytest.fixture(scope="module")
+def sessions() -> Iterator[list[int]]:
+    """The sessions of the disturbed commands; a while after the last nothing of them is left."""
+    made: list[int] = []
+    yield made
+    end = time.monotonic() + AGENTS_SECONDS
+    while (left := [each for leader in made for each in of_session(leader)]) and time.monotonic() < end:
+        time.sleep(0.5)
+    assert left == []
 
 
 @pytest.fixture(scope="session")

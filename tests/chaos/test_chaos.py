@@ -37,6 +37,7 @@ def test_a_disturbed_run_is_finished_by_the_same_command(
     nodes: Callable[[], Nodes],
     s3: FaultyS3,
     struck: Counter[str],
+    sessions: list[int],
     tmp_path: Path,
 ) -> None:
     task, source, output, ray = kind(seed)
@@ -45,6 +46,7 @@ def test_a_disturbed_run_is_finished_by_the_same_command(
     strikes = draw(seed, len(case.files), output == "local", ray == "nodes")
     memory = {file.name for file in SHARED_MEMORY.iterdir()}
     with Command(case.job, place, nodes() if ray == "nodes" else None) as disturbed:
+        sessions.append(disturbed.process.pid)
         hits = disturb(disturbed, strikes, struck)
         check_end(disturbed, case, hits)
         assert set(place.names()) <= set(case.files)
