@@ -71,17 +71,17 @@ DEATH = "this row takes its worker down: its process was killed"
 
 
 @pytest.mark.parametrize(
-    ("how", "rows", "reason"),
+    ("how", "poison", "reason"),
     [("SIGKILL", POISON, DEATH), ("SIGSEGV", {3}, DEATH), ("raise", POISON, "ValueError: what a row")],
 )
 def test_rows_that_kill_or_fail_the_worker_carry_the_error_and_all_others_are_done(
-    write_job: JobWriter, tmp_path: Path, how: str, rows: set[int], reason: str
+    write_job: JobWriter, tmp_path: Path, how: str, poison: set[int], reason: str
 ) -> None:
     run(write_job(output={"path": str(tmp_path / "calm")}))
-    outcome = run(write_job(cluster={"attempts": 1}), worker_class=hurt(rows, how))
+    outcome = run(write_job(cluster={"attempts": 1}), worker_class=hurt(poison, how))
     assert outcome.exit_code == 3
-    assert outcome.errors == len(rows)
-    assert_only_those_rows_failed(tmp_path / "out", tmp_path / "calm", rows, reason)
+    assert outcome.errors == len(poison)
+    assert_only_those_rows_failed(tmp_path / "out", tmp_path / "calm", poison, reason)
 
 
 def test_a_row_that_hangs_is_told_from_a_slow_one_by_its_heartbeat(write_job: JobWriter, tmp_path: Path) -> None:
