@@ -6,22 +6,24 @@ So it covers the Parquet footer as well as the data pages, though it stands in t
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+import os
+from io import BufferedRandom
 
 BLANK = "0" * 64
 """What stands in the footer's `digest` until the file is sealed."""
 KEY = b'"digest": "'
 
 
-def seal(file: Path) -> str:
-    """Put the digest into a closed file whose footer holds BLANK for it; returns the digest."""
-    with file.open("r+b") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        opened.seek(-8, 2)
-        length = int.from_bytes(opened.read(4), "little")
-        start = opened.seek(-8 - length, 2)
-        opened.seek(start + _place(opened.read(length)))
-        opened.write(digest.encode())
+def seal(file: BufferedRandom) -> str:
+    """Put the digest into a whole file whose footer holds BLANK for it; returns the digest."""
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(-8, os.SEEK_END)
+    length = int.from_bytes(file.read(4), "little")
+    start = file.seek(-8 - length, os.SEEK_END)
+    file.seek(start + _place(file.read(length)))
+    file.write(digest.encode())
+    file.flush()
     return digest
 
 

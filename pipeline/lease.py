@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from pipeline.errors import LeaseHeld, PipelineError, StoreError
 from pipeline.retries import ONCE, explain
-from pipeline.store import Store
+from pipeline.store import STAGING, Store
 
 NAME = "lease.json"
 SECONDS = 60.0
@@ -136,7 +136,7 @@ class Lease:
             with contextlib.suppress(FileNotFoundError):
                 path.rename(aside)
                 aside.unlink()
-        draft = path.with_name(f"{NAME}.{self.owner}")
+        draft = path.with_name(STAGING) / f"{NAME}.{self.owner}"
         try:
             draft.write_text(json.dumps(self._content()), encoding="utf-8")
             os.link(draft, path)  # whole, and only where there is none

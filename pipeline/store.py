@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import mmap
 import os
 import tempfile
 import uuid
@@ -33,6 +34,7 @@ from pipeline.plan import Part, Plan
 from pipeline.retries import PATIENT, Backoff, explain, is_transient
 
 RECORDS = "_pipeline"
+STAGING = "staging"
 FOOTER_KEY = b"pipeline"
 READERS = 16
 """Footers read at once: on an object store each is a wait for two answers."""
@@ -93,7 +95,7 @@ class Store:
         if not self.folder.local:
             return
         folder = Path(self.folder.path)
-        for place in (folder, Path(self.records.child("staging").path)):
+        for place in (folder, Path(self.records.child(STAGING).path)):
             nearest = next(each for each in [place, *place.parents] if each.exists())
             if not nearest.is_dir():
                 raise OutputRefused(
@@ -106,7 +108,7 @@ class Store:
 
     def create(self) -> None:
         """Make the folders."""
-        staging = self.records.child("staging").path
+        staging = self.records.child(STAGING).path
         with _store_errors(self.folder.uri):
             self.backoff.call(lambda: self.folder.filesystem.create_dir(staging, recursive=True))
 
@@ -114,7 +116,7 @@ class Store:
         """Remove what killed attempts left; only for the holder of the lease, when no worker writes."""
         if self.folder.local:
             with _store_errors(self.folder.uri):
-                self.folder.filesystem.delete_dir_contents(self.records.child("staging").path, missing_dir_ok=True)
+                self.folder.filesystem.delete_dir_contents(self.records.child(STAGING).path, missing_dir_ok=True)
 
     def committed(self, plan: Plan) -> Iterator[tuple[Part, Counted]]:
         """The parts of `plan` that stand in the folder, in input order, and what is counted of them.
@@ -239,19 +241,23 @@ class StagedPart:
 
     def __init__(self, store: Store, part: Part, schema: pa.Schema) -> None:
         self.store, self.part, self.schema = store, part, schema
-        name = f"{part.name.removesuffix('.parquet')}.{uuid.uuid4().hex[:12]}.parquet"
-        staging = Path(store.records.child("staging").path) if store.folder.local else Path(tempfile.gettempdir())
-        self.file = staging / name
         self.rows = 0
+        self._path: Path | None = None
+        if store.folder.local:
+            name = f"{part.name.removesuffix('.parquet')}.{uuid.uuid4().hex[:12]}.parquet"
+            self._path = Path(store.records.child(STAGING).path) / name
+        self._place = str(self._path or "the folder for temporary files")
 
     def __enter__(self) -> Self:
-        with _store_errors(str(self.file)):
-            self._writer = pq.ParquetWriter(str(self.file), self.schema, compression="zstd", write_page_checksum=True)
+        with _store_errors(self._place):
+            # What goes to an object store has no name here: whatever ends this process, nothing of it is left.
+            self._file = open(self._path, "w+b") if self._path else tempfile.TemporaryFile()
+            self._writer = pq.ParquetWriter(self._file, self.schema, compression="zstd", write_page_checksum=True)
         return self
 
     def write(self, table: pa.Table) -> None:
         """Append rows, as one row group."""
-        with _store_errors(str(self.file)):
+        with _store_errors(self._place):
             self._writer.write_table(table)
         self.rows += table.num_rows
 
@@ -261,13 +267,13 @@ class StagedPart:
         with _store_errors(target.uri):
             self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(asdict(replace(footer, digest=BLANK)))})
             self._writer.close()
-            footer = replace(footer, digest=seal(self.file))
-            metadata = pq.read_metadata(str(self.file))
+            footer = replace(footer, digest=seal(self._file))
+            metadata = pq.read_metadata(self._file)
             if metadata.num_rows != footer.rows or footer_of(metadata) != footer:
-                raise StoreError(f"{self.file} reads back otherwise than it was written: is the disk sound?")
-            if target.local:
-                _sync(self.file)
-                self.file.replace(target.path)
+                raise StoreError(f"{target.uri} reads back otherwise than it was written: is the disk sound?")
+            if self._path is not None:
+                os.fsync(self._file.fileno())
+                self._path.replace(target.path)
                 _sync(Path(target.path).parent)
             else:
                 self._upload(target)
@@ -275,8 +281,7 @@ class StagedPart:
     def _upload(self, target: Location) -> None:
         """One whole object: it becomes visible when the upload is complete."""
         # Mapped whole before the upload begins: a stream to a store that is closed by an error of reading completes.
-        with pa.memory_map(str(self.file)) as source:
-            content = source.read_buffer()
+        content = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
         try:
             self.store.backoff.call(lambda: _put(target, content))
         except (pa.ArrowException, OSError):
@@ -286,9 +291,12 @@ class StagedPart:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError, pa.ArrowException):
+        with contextlib.suppress(OSError, ValueError, pa.ArrowException):
             self._writer.close()
-        self.file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._file.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
 
 def standing_parts(plan: Plan, names: Collection[str]) -> Iterator[Part]:
@@ -322,8 +330,9 @@ def _remove_unless_whole(target: Location, size: int) -> None:
 
 
 def _replace(target: Location, content: bytes) -> None:
-    """Write a file here beside its place, and move it there."""
-    draft = Path(f"{target.path}.{uuid.uuid4().hex[:8]}")
+    """Write a record in the staging folder, and move it to its place."""
+    place = Path(target.path)
+    draft = place.parent / STAGING / f"{place.name}.{uuid.uuid4().hex[:8]}"
     try:
         draft.write_bytes(content)
         draft.replace(target.path)

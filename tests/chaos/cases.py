@@ -82,8 +82,8 @@ def undisturbed(job: Path) -> int:
     while waiting:
         part = waiting.popleft()
         report = worker.run(part)
-        errors += report.errors
-        following = prepared.plan.following(part, report.rows)
+        errors += report.counted.errors
+        following = prepared.plan.following(part, report.counted.rows)
         waiting.extend([] if following is None else [following])
     return errors
 

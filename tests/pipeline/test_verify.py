@@ -36,7 +36,7 @@ def write_out(job: Path, *overrides: str) -> Prepared:
     for first in plan.parts():
         part: Part | None = first
         while part is not None:
-            part = plan.following(part, worker.run(part).rows)
+            part = plan.following(part, worker.run(part).counted.rows)
     return prepared
 
 
