@@ -18,6 +18,7 @@ check: $(VENV)/check.stamp
 
 chaos: $(VENV)/test.stamp
 	PIPELINE_KILLS=20 $(BIN)/python -m pytest tests/pipeline/test_killed_driver.py
+	PIPELINE_FUZZ=1000 $(BIN)/python -m pytest -s tests/pipeline/test_fuzz_jobs.py tests/pipeline/test_fuzz_parquet.py
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.score

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.errors import WorkerBroken
+
 Index = npt.NDArray[np.intp]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -107,9 +109,19 @@ class PackRunner:
 
 
 def _fits(call: Callable[[Index], None], pack: Index) -> bool:
-    """Run `call`; False where memory ran out. Only after the return is what the failed call held given back."""
+    """Run `call`; False where memory ran out. Only after the return is what the failed call held given back.
+
+    Raises WorkerBroken where the device is lost, which it stays for every later call of the process.
+    """
     try:
         call(pack)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         return False
+    except RuntimeError as error:
+        # torch's allocator for CPUs raises no class of its own.
+        if "can't allocate memory" in str(error):
+            return False
+        if str(error).startswith("CUDA error"):
+            raise WorkerBroken(str(error).splitlines()[0]) from error
+        raise
     return True

@@ -1,4 +1,4 @@
-"""The command line: `pipeline run` and `pipeline plan`. What a command needs is imported when it runs."""
+"""The command line: every command of `pipeline`. What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import click
 
 from pipeline import __version__
 from pipeline.errors import PipelineError
+from pipeline.redaction import redact
 
 
-def _job_command(function: Callable[..., None]) -> Callable[..., None]:
-    """The arguments that every command over a job takes, and errors as one short paragraph on stderr."""
+def _told(function: Callable[..., None]) -> Callable[..., None]:
+    """Errors as one short paragraph on stderr; with --debug as they are."""
 
-    @click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))
-    @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-    @click.option("--conf", type=click.Path(path_type=Path), help="Folder of config groups, instead of conf/.")
     @click.option("--debug", is_flag=True, help="Show tracebacks and the workers' output.")
     @wraps(function)
     def command(**arguments: Any) -> None:
@@ -33,10 +31,19 @@ def _job_command(function: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if arguments["debug"]:
                 raise
-            click.echo(f"Error: {type(error).__name__}: {error} (--debug shows where)", err=True)
+            click.echo(f"Error: {type(error).__name__}: {redact(str(error))} (--debug shows where)", err=True)
             sys.exit(1)
 
     return command
+
+
+def _job_command(function: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that every command over a job takes, and errors as one short paragraph on stderr."""
+    folder = click.option("--conf", type=click.Path(path_type=Path), help="Folder of config groups, instead of conf/.")
+    overrides = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+    return click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))(
+        overrides(folder(_told(function)))
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,6 +70,25 @@ def run(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bo
     sys.exit(outcome.exit_code)
 
 
+@main.command("retry-errors")
+@_job_command
+def retry_errors(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool) -> None:
+    """Do those rows of JOB's output again that carry an error; all other rows stay as they are.
+
+    Only parts with such rows are written anew, each at once. Give the options that the run was begun with; those of
+    the cluster may differ.
+
+    Exit codes: as of run; 0 where no row carries an error any more.
+    """
+    from pipeline.compose import load_job
+    from pipeline.progress import print_summary
+    from pipeline.run import run_job
+
+    outcome = run_job(load_job(job_file, overrides, conf), debug, retry=True)
+    print_summary(outcome.summary)
+    sys.exit(outcome.exit_code)
+
+
 @main.command()
 @_job_command
 def plan(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool) -> None:
@@ -72,3 +98,46 @@ def plan(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: b
     from pipeline.preview import describe
 
     click.echo(describe(prepare(load_job(job_file, overrides, conf))))
+
+
+@main.command()
+@_job_command
+@click.option("--json", "as_json", is_flag=True, help="One object of named figures instead of lines.")
+def verify(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool, as_json: bool) -> None:
+    """Check that JOB's output folder holds every row of the input once, and every byte as it was committed.
+
+    Reads all of the output, and changes nothing. Give the options that the run was begun with.
+
+    Exit codes: 0 sound; 1 something was found; 2 the job is wrong, or the folder holds another run.
+    """
+    import json
+
+    from pipeline.compose import load_job
+    from pipeline.preflight import prepare
+    from pipeline.verify import verify as check
+
+    verdict = check(prepare(load_job(job_file, overrides, conf)))
+    click.echo(json.dumps(verdict.to_json(), indent=2) if as_json else str(verdict))
+    sys.exit(0 if verdict.sound else 1)
+
+
+@main.command()
+@click.argument("out", metavar="OUT")
+@click.option("--watch", "watching", is_flag=True, help="Look every two seconds, until the run has ended.")
+@click.option("--json", "as_json", is_flag=True, help="One object of named figures instead of lines.")
+@_told
+def status(out: str, watching: bool, as_json: bool, debug: bool) -> None:
+    """Tell how far the run in folder OUT (a path or URI) is, from what stands in the folder alone.
+
+    Exit codes: 0 told, whatever the state; 2 OUT holds no run.
+    """
+    from rich.console import Console
+
+    from pipeline.status import as_json as json_line
+    from pipeline.status import describe, read_status, watch
+
+    tell = json_line if as_json else describe
+    if watching:
+        watch(out, tell, Console(soft_wrap=True))
+    else:
+        click.echo(tell(read_status(out)))

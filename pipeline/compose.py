@@ -7,6 +7,7 @@ them (`score.stride=256`, without Hydra's `+`), and errors that say where the ke
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 import warnings
@@ -15,18 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import JobError
 from pipeline.job import Job
+from pipeline.job_yaml import Place, line_of, read_yaml
+from pipeline.redaction import redact_all
 
-Location = tuple[int | str, ...]
+SHOWN_LETTERS = 200
+LARGEST = 10**8
+"""Characters that a job may have grown to, at the worst, when its interpolations are resolved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,13 @@ def load_job(job_file: Path, overrides: Sequence[str] = (), conf: Path | None = 
     if job_file.suffix not in {".yaml", ".yml"}:
         raise JobError(f"{job_file}: a job file is YAML and its name ends in .yaml")
     conf = _conf_folder(job_file, conf)
-    text = _read_yaml(job_file)
+    text = _read_job(job_file)
     parsed = [_override(each, conf, text) for each in overrides]
-    mapping = _compose(job_file, parsed, conf)
+    written, mapping = _compose(job_file, parsed, conf)
     try:
         return Job.model_validate(mapping)
     except ValidationError as error:
-        raise JobError(_explain(error, mapping, job_file, parsed, conf)) from error
+        raise JobError(_explain(error, written, job_file, parsed, conf)) from error
 
 
 def _conf_folder(job_file: Path, conf: Path | None) -> Path | None:
@@ -69,14 +72,14 @@ def _conf_folder(job_file: Path, conf: Path | None) -> Path | None:
     return None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise JobError(f"{file}: a job file is a mapping of options, and this one holds {type(content).__name__}")
-    return content
+def _read_job(file: Path) -> dict[str, Any]:
+    job = read_yaml(file)
+    groups = job.get("defaults")
+    if groups is not None and not (isinstance(groups, list) and all(isinstance(each, str | dict) for each in groups)):
+        raise JobError(f"{file}:{line_of(file, ('defaults',))}: defaults is a list of groups, such as - model: gpt2")
+    if "hydra" in job or any("hydra/" in str(each) for each in groups or []):
+        raise JobError(f"{file}: hydra's own settings are no part of a job: leave them out")
+    return job
 
 
 def _override(text: str, conf: Path | None, job: Mapping[str, Any]) -> Override:
@@ -85,6 +88,8 @@ def _override(text: str, conf: Path | None, job: Mapping[str, Any]) -> Override:
     bare = key.lstrip("+~")
     if not bare or (not equals and not key.startswith("~")):
         raise JobError(f"override {text!r}: overrides are written key=value, such as score.stride=256")
+    if re.match(r"hydra\b", bare):
+        raise JobError(f"override {text!r}: hydra's own settings are no part of a job: leave it out")
     if key != bare:
         return Override(text, bare, text)
     if conf is not None and (conf / bare).is_dir():
@@ -107,7 +112,8 @@ def _value(value: str) -> str:
     return f"'{escaped}'"
 
 
-def _compose(job_file: Path, overrides: Sequence[Override], conf: Path | None) -> dict[str, Any]:
+def _compose(job_file: Path, overrides: Sequence[Override], conf: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The composed job as written, and with its interpolations resolved."""
     arguments = [each.hydra for each in overrides]
     if conf is not None:
         arguments.insert(0, f"hydra.searchpath=[{_value(f'file://{conf}')}]")
@@ -115,13 +121,32 @@ def _compose(job_file: Path, overrides: Sequence[Override], conf: Path | None) -
         with warnings.catch_warnings(), initialize_config_dir(str(job_file.resolve().parent), version_base=None):
             # Without `_self_` the job file comes after its groups, which is what a job means by naming an option.
             warnings.filterwarnings("ignore", "In .*: Defaults list is missing `_self_`", UserWarning)
-            mapping = OmegaConf.to_container(compose(job_file.stem, arguments), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        message = " ".join(line.strip() for line in str(error).split("Config search path")[0].splitlines() if line)
+            warnings.filterwarnings("ignore", ".* is deprecated", UserWarning)
+            composed = compose(job_file.stem, arguments)
+            written = _mapping(composed, resolve=False)
+            _refuse_growth(written, job_file)
+            return written, _mapping(composed, resolve=True)
+    except JobError:
+        raise
+    except Exception as error:  # beside their own, Hydra and OmegaConf let through what their internals raise
+        lines = [line.strip() for line in str(error).split("Config search path")[0].splitlines() if line.strip()]
+        message = " ".join(lines) or f"can't be composed ({type(error).__name__})"
         where = f" (config groups are looked for in {conf})" if conf else " (no conf/ folder was found)"
         raise JobError(f"{job_file}: {message}{where if 'find' in message else ''}") from error
+
+
+def _mapping(composed: DictConfig, resolve: bool) -> dict[str, Any]:
+    mapping = OmegaConf.to_container(composed, resolve=resolve)
     assert isinstance(mapping, dict)
     return {str(key): value for key, value in mapping.items()}
+
+
+def _refuse_growth(written: Mapping[str, Any], job_file: Path) -> None:
+    """Interpolations that double each other grow a few lines without bound: n of them to 3^(n/3) times at the worst."""
+    text = str(written)
+    count = text.count("${") - text.count("${oc.env:")
+    if len(text) * 3 ** (count / 3) > LARGEST:
+        raise JobError(f"{job_file}: {count} interpolations of other keys are too many: write values out")
 
 
 def _explain(
@@ -137,13 +162,14 @@ def _explain(
         location = each["loc"] if each["type"] == "missing" else _without_variants(each["loc"], mapping)
         key = ".".join(map(str, location))
         place = _place(location, job_file, overrides, conf)
-        lines.append(f"{place}: {_what(each['type'], each['msg'], key, location, each.get('input'))}")
+        shown = _shown(each.get("input"), location, mapping)
+        lines.append(f"{place}: {_what(each['type'], each['msg'], key, location, shown)}")
     unique = list(dict.fromkeys(lines))
     more = f"\n(and {len(unique) - 5} more)" if len(unique) > 5 else ""
     return "\n".join(unique[:5]) + more
 
 
-def _what(kind: str, message: str, key: str, location: Location, value: Any) -> str:
+def _what(kind: str, message: str, key: str, location: Place, shown: str) -> str:
     if kind == "extra_forbidden":
         valid = _valid_keys(location[:-1])
         near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
@@ -154,7 +180,18 @@ def _what(kind: str, message: str, key: str, location: Location, value: Any) -> 
     message = message.removeprefix("Value error, ")
     if kind == "value_error":
         return message if not key else f"{key}: {message}"
-    return f"{key}: {message[0].lower()}{message[1:]}, and it is {value!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}, and it is {shown}"
+
+
+def _shown(value: Any, location: Place, written: Any) -> str:
+    """The value, its first letters; one that an interpolation brought as it was written, since it may be a secret."""
+    try:
+        for key in location:
+            written = written[key]
+    except (KeyError, IndexError, TypeError):  # nothing was written there
+        written = None
+    text = repr(redact_all(written if "${" in str(written) else value))
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}…"
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -165,7 +202,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from _models(each)
 
 
-def _valid_keys(location: Location) -> list[str]:
+def _valid_keys(location: Place) -> list[str]:
     model: type[BaseModel] = Job
     for key in location:
         field = model.model_fields.get(str(key))
@@ -176,7 +213,7 @@ def _valid_keys(location: Location) -> list[str]:
     return sorted(model.model_fields)
 
 
-def _without_variants(location: Location, mapping: Any) -> Location:
+def _without_variants(location: Place, mapping: Any) -> Place:
     """pydantic names the tried variant of a union in a location (`parquet.str`): keep what the mapping holds."""
     kept: list[int | str] = []
     for key in location:
@@ -188,31 +225,29 @@ def _without_variants(location: Location, mapping: Any) -> Location:
     return tuple(kept)
 
 
-def _place(location: Location, job_file: Path, overrides: Sequence[Override], conf: Path | None) -> str:
+def _place(location: Place, job_file: Path, overrides: Sequence[Override], conf: Path | None) -> str:
     """Where a key was written: the override, the line of the job file, or the line of the config group's file."""
     key = ".".join(map(str, location))
     for each in overrides:
         if key == each.key or key.startswith(f"{each.key}.") or each.key.startswith(f"{key}."):
             return f"override {each.text!r}"
-    line = _line(job_file, location)
+    line = line_of(job_file, location)
     if line is not None:
         return f"{job_file}:{line}"
     for group_file in _group_files(location, job_file, overrides, conf):
-        line = _line(group_file, location[1:])
+        line = line_of(group_file, location[1:])
         if line is not None:
             return f"{group_file}:{line}"
     return str(job_file)
 
 
-def _group_files(
-    location: Location, job_file: Path, overrides: Sequence[Override], conf: Path | None
-) -> Iterator[Path]:
+def _group_files(location: Place, job_file: Path, overrides: Sequence[Override], conf: Path | None) -> Iterator[Path]:
     if conf is None or not location:
         return
     group = str(location[0])
     chosen = {
         key: value
-        for each in _read_yaml(job_file).get("defaults") or []
+        for each in read_yaml(job_file).get("defaults") or []
         if isinstance(each, dict)
         for key, value in each.items()
     }
@@ -221,19 +256,3 @@ def _group_files(
         file = conf / group / f"{chosen[group]}.yaml"
         if file.is_file():
             yield file
-
-
-def _line(file: Path, location: Location) -> int | None:
-    """The line on which the key at `location` stands; None where the file does not hold it."""
-    node = yaml.compose(file.read_text(encoding="utf-8"))
-    line: int | None = None
-    for key in location:
-        if not isinstance(node, yaml.MappingNode):
-            return line
-        for name, value in node.value:
-            if name.value == str(key):
-                line, node = name.start_mark.line + 1, value
-                break
-        else:
-            return None
-    return line

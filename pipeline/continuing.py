@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.batching import Item, Result
-from pipeline.errors import EngineBroken
+from pipeline.errors import WorkerBroken
 
 if TYPE_CHECKING:
     from gpt2model.generation import Continuation, Engine, Request
@@ -81,7 +81,7 @@ class EngineRunner:
             self._changed.notify_all()
             self._changed.wait_for(lambda: not order.left or self._broken is not None)
             if order.left:
-                raise EngineBroken(f"{type(self._broken).__name__}: {self._broken}") from self._broken
+                raise WorkerBroken(f"{type(self._broken).__name__}: {self._broken}") from self._broken
         answers = [answer for answer in order.answers if answer is not None]
         # Each answer leads to its order by its ticket: held in a circle, they would wait for the garbage collector.
         order.answers, order.requests = [], []

@@ -1,8 +1,9 @@
 """The driver: hands parts to Ray actors, and survives them.
 
 It holds no rows and no results, only what parts are waiting, which worker has which, and numbers. A worker that dies
-is replaced and its parts go to another; a part that fails by its own fault (input that can't be read, output that
-can't be written) is not tried again, and the others finish.
+or hangs is replaced and its parts go to another. A part that keeps ending its worker is searched for the row that does
+it (search.py), which is set aside. A part whose input can't be read or whose output can't be written is given up, and
+the others finish.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.errors import EngineBroken, PipelineError, WorkerError
+from pipeline.assignment import Assignment
+from pipeline.deaths import Death, death_of
+from pipeline.errors import PipelineError, WorkerBroken, WorkerError
 from pipeline.job import ClusterOptions
 from pipeline.plan import Part, Plan
 from pipeline.worker import Counts, PartReport, Worker, WorkerSpec
@@ -25,16 +28,13 @@ from pipeline.worker import Counts, PartReport, Worker, WorkerSpec
 PARTS_IN_FLIGHT = 2
 POLL_SECONDS = 0.5
 SCALE_SECONDS = 5.0
+WRITE_SECONDS = 30.0
+"""What a stopped run waits for parts that are being committed."""
 CALLS_AT_ONCE = PARTS_IN_FLIGHT + 2
 """Threads of an actor: its parts, and the questions that are answered meanwhile."""
-
-
-@dataclass(slots=True)
-class _Assignment:
-    part: Part
-    attempts: int = 0
-    suspect: bool = False
-    """It was in a worker that died, perhaps by another's fault: from then on it gets a worker to itself."""
+EVENTS_KEPT = 20
+DEATHS_IN_A_ROW = 20
+"""So many workers that died since anything was done are no row's fault: finding one takes eight at most."""
 
 
 @dataclass(slots=True)
@@ -44,10 +44,12 @@ class _Seat:
     actor: Any
     starting: Any
     """The pending answer of `start`; None once the worker is ready."""
-    parts: dict[Any, _Assignment] = field(default_factory=dict)
+    parts: dict[Any, Assignment] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     asked: Any = None
     """The pending answer of `counts`."""
+    moved: float = 0.0
+    """Monotonic seconds when the worker was last seen to do something, or was given something to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +66,36 @@ class Driver:
     def __init__(
         self,
         spec: WorkerSpec,
+        plan: Plan,
         waiting: Iterable[Part],
         num_gpus: float,
         tick: Callable[[Driver], None],
         done: Callable[[PartReport], None],
+        tell: Callable[[str], None],
         worker_class: type[Worker] = Worker,
     ) -> None:
-        self.plan: Plan = spec.plan
+        self.plan = plan
         self.cluster: ClusterOptions = spec.job.cluster
-        self.spec, self.tick, self.done = spec, tick, done
+        self.tick, self.done, self.tell = tick, done, tell
+        self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
+        """What happened last beside the work, each with its Unix time."""
         self.num_gpus, self.num_cpus = num_gpus, spec.threads
         self.failures: list[Failure] = []
         self.device = ""
         self.tokens = 0
         self.began = self.ended = 0.0
         """Monotonic seconds: the first worker is ready, the last part is committed."""
+        self.stopping = False
+        """Set by `tick`: what is being committed is let end, and nothing else."""
+        self._spec = ray.put(spec)
         self._actor_class = ray.remote(worker_class)
         self._source: Iterator[Part] = iter(waiting)
-        self._waiting: deque[_Assignment] = deque()
+        self._waiting: deque[Assignment] = deque()
         self._seats: list[_Seat] = []
         self._gone = Counts()
         self._failed_starts = 0
+        self._deaths = 0
+        """Since anything was done."""
         self._scaled = 0.0
 
     @property
@@ -98,15 +109,16 @@ class Driver:
         return sum(seat.starting is None for seat in self._seats)
 
     def run(self) -> None:
-        """Do all parts. Raises WorkerError where workers cannot start."""
+        """Do all parts, or until `stopping`. Raises WorkerError where workers cannot start or live."""
         try:
-            while self._refill() or any(seat.parts for seat in self._seats):
+            while not self.stopping and (self._refill() or any(seat.parts for seat in self._seats)):
                 self._scale()
                 self._feed()
                 for answer in self._answers():
                     self._take(answer)
+                self._replace_hung()
                 self.tick(self)
-            self._last_counts()
+            self._end_writes() if self.stopping else self._last_counts()
             self.tick(self)
         finally:
             for seat in self._seats:
@@ -118,7 +130,7 @@ class Driver:
             part = next(self._source, None)
             if part is None:
                 break
-            self._waiting.append(_Assignment(part))
+            self._waiting.append(Assignment(part))
         return bool(self._waiting)
 
     def _scale(self) -> None:
@@ -142,15 +154,14 @@ class Driver:
     def _hire(self) -> _Seat:
         actor = self._actor_class.options(
             num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_concurrency=CALLS_AT_ONCE, max_restarts=0
-        ).remote(self.spec)
+        ).remote(self._spec)
         return _Seat(actor, actor.start.remote())
 
     def _feed(self) -> None:
         for load in range(PARTS_IN_FLIGHT):
             for seat in self._seats:
                 if seat.starting is None and len(seat.parts) == load and self._fits(seat):
-                    assignment = self._waiting.popleft()
-                    seat.parts[seat.actor.run.remote(assignment.part)] = assignment
+                    self._hand(seat, self._waiting.popleft())
         for seat in self._seats:
             if seat.starting is None and seat.asked is None:
                 seat.asked = seat.actor.counts.remote()
@@ -160,6 +171,15 @@ class Driver:
         if not self._waiting:
             return False
         return not seat.parts or not any(each.suspect for each in [self._waiting[0], *seat.parts.values()])
+
+    def _hand(self, seat: _Seat, assignment: Assignment) -> None:
+        """Give a worker a part to do, or rows of it to try."""
+        if assignment.probing:
+            method = seat.actor.probe
+        else:
+            method = seat.actor.retry if assignment.part.retry else seat.actor.run
+        seat.parts[method.remote(assignment.call)] = assignment
+        seat.moved = time.monotonic()
 
     def _answers(self) -> list[Any]:
         pending = [answer for seat in self._seats for answer in [seat.starting, *seat.parts] if answer is not None]
@@ -175,10 +195,14 @@ class Driver:
         for answer in ready:
             seat, asked[answer].asked = asked[answer], None
             try:
-                seat.counts = ray.get(answer)
+                counts = ray.get(answer)
             except RayError as error:
                 if not seat.parts:  # else the part's own answer tells of the death
-                    self._died(seat, error)
+                    self._died(seat, death_of(error))
+                continue
+            if counts.beats != seat.counts.beats:
+                seat.moved = time.monotonic()
+            seat.counts = counts
 
     def _last_counts(self) -> None:
         ready = [seat for seat in self._seats if seat.starting is None]
@@ -188,6 +212,13 @@ class Driver:
             with contextlib.suppress(RayError):  # a worker that dies after its last part has nothing to add
                 asked[answer].counts = ray.get(answer)
 
+    def _replace_hung(self) -> None:
+        """Replace workers that have something to do and were not seen to do anything for a long time."""
+        heartbeat, now = self.cluster.heartbeat, time.monotonic()
+        for seat in list(self._seats):
+            if heartbeat is not None and seat.parts and now - seat.moved > heartbeat:
+                self._died(seat, Death(f"it did nothing for {heartbeat:g} s (cluster.heartbeat)"))
+
     def _take(self, answer: Any) -> None:
         seat = next((seat for seat in self._seats if answer == seat.starting or answer in seat.parts), None)
         if seat is None:
@@ -195,62 +226,116 @@ class Driver:
         try:
             result = ray.get(answer)
         except RayTaskError as error:
-            self._failed(seat, answer, error)
+            self._raised(seat, answer, error)
         except RayError as error:
-            self._died(seat, error)
+            self._died(seat, death_of(error))
         else:
             if answer == seat.starting:
                 seat.starting, self.device, self._failed_starts = None, result, 0
                 self.began = self.began or time.monotonic()
+                return
+            self._deaths = 0
+            assignment = seat.parts.pop(answer)
+            if assignment.probing:
+                assignment.passed()
+                self._hand(seat, assignment)
             else:
-                self._finished(seat, seat.parts.pop(answer).part, result)
+                self._finished(seat, assignment.part, result)
 
     def _finished(self, seat: _Seat, part: Part, report: PartReport) -> None:
         self.tokens += report.tokens
         self.ended = time.monotonic()
         self.done(report)
-        following = self.plan.following(part, report.rows)
+        for row, why in part.set_aside.items():
+            self._note(f"{part.split.name}, row {row} is set aside: {why}")
+        following = None if part.retry else self.plan.following(part, report.counted.rows)
         if following is not None:
             # To the same worker, where the shard stands open at this very row.
-            seat.parts[seat.actor.run.remote(following)] = _Assignment(following)
+            self._hand(seat, Assignment(following))
 
-    def _failed(self, seat: _Seat, answer: Any, error: RayTaskError) -> None:
-        """The worker lives and says no: of a start that ends the run, of a part it ends the part.
+    def _raised(self, seat: _Seat, answer: Any, error: RayTaskError) -> None:
+        """The worker lives and says no: of a start that ends the run.
 
-        One whose engine is broken is as good as dead.
+        Of a part it ends the part, where it is the input's or the output's fault; else some row is at fault.
         """
         cause = error.cause if isinstance(error.cause, Exception) else error
-        if isinstance(cause, EngineBroken):
-            ray.kill(seat.actor)
-            self._died(seat, cause)
+        if isinstance(cause, WorkerBroken):
+            self._died(seat, Death(str(cause)))
             return
         reason = str(cause) if isinstance(cause, PipelineError) else f"{type(cause).__name__}: {cause}"
         if answer == seat.starting:
             raise WorkerError(f"a worker could not start: {reason}") from error
-        self.failures.append(Failure(seat.parts.pop(answer).part, reason))
+        assignment = seat.parts.pop(answer)
+        if isinstance(cause, PipelineError):
+            self.failures.append(Failure(assignment.part, reason))
+            return
+        assignment.raised(reason)
+        self._give_up(assignment) if assignment.given_up else self._hand(seat, assignment)
 
-    def _died(self, seat: _Seat, error: Exception) -> None:
+    def _died(self, seat: _Seat, death: Death) -> None:
+        """A worker is gone, or as good as gone: another gets its parts."""
+        ray.kill(seat.actor)
         self._seats.remove(seat)
         self._gone += seat.counts
         self._scaled = 0.0
-        if seat.starting is not None:
-            self._failed_starts += 1
-            if self._failed_starts == self.cluster.attempts:
-                raise WorkerError(
-                    f"{self.cluster.attempts} workers in a row died while loading the model; "
-                    f"the node may lack the memory for it. Ray says: {_first_line(error)}"
-                ) from error
+        self._count_death(seat, death)
         alone = len(seat.parts) == 1
         for assignment in reversed(seat.parts.values()):
-            assignment.suspect = True
-            assignment.attempts += alone
-            if assignment.attempts < self.cluster.attempts:
-                self._waiting.appendleft(assignment)
-            else:
-                reason = f"took its worker down {assignment.attempts} times; the last time it was: {_first_line(error)}"
-                self.failures.append(Failure(assignment.part, reason))
+            if not death.innocent:
+                assignment.died(death.reason, alone, self.cluster.attempts)
+            self._give_up(assignment) if assignment.given_up else self._waiting.appendleft(assignment)
 
+    def _note(self, event: str) -> None:
+        self.events.append((time.time(), event))
+        self.tell(event)
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])
+    def _give_up(self, assignment: Assignment) -> None:
+        self.failures.append(Failure(assignment.part, str(assignment.given_up)))
+
+    def _count_death(self, seat: _Seat, death: Death) -> None:
+        """Raise WorkerError where workers die whatever they are given."""
+        had = f", and goes on with its {len(seat.parts)} parts" if seat.parts else ""
+        self._note(f"a worker is gone: {death.reason}. Another takes its place{had}")
+        if death.innocent:
+            return
+        self._deaths += 1
+        self._failed_starts += seat.starting is not None
+        if self._failed_starts == self.cluster.attempts:
+            raise WorkerError(
+                f"{self.cluster.attempts} workers in a row died while loading the model; "
+                f"the node may lack the memory for it. The last: {death.reason}"
+            )
+        if self._deaths == DEATHS_IN_A_ROW:
+            raise WorkerError(
+                f"{DEATHS_IN_A_ROW} workers died and nothing was done meanwhile, so no single row is at fault. "
+                f"The last: {death.reason}. Look at the nodes' memory and drivers; the same command goes on from here"
+            )
+
+    def _end_writes(self) -> None:
+        """Let parts that are being committed end, and start nothing."""
+        asked = [seat.actor.stop.remote() for seat in self._seats if seat.starting is None]
+        names = set[str]()
+        for answer in ray.wait(asked, num_returns=len(asked), timeout=POLL_SECONDS)[0] if asked else []:
+            with contextlib.suppress(RayError):
+                names |= ray.get(answer)
+        until = time.monotonic() + WRITE_SECONDS
+        while (writes := self._writes(names)) and time.monotonic() < until:
+            for answer in ray.wait(writes, num_returns=1, timeout=POLL_SECONDS)[0]:
+                self._take_write(answer)
+
+    def _writes(self, names: set[str]) -> list[Any]:
+        return [
+            answer
+            for seat in self._seats
+            for answer, each in seat.parts.items()
+            if not each.probing and each.part.name in names
+        ]
+
+    def _take_write(self, answer: Any) -> None:
+        seat = next(seat for seat in self._seats if answer in seat.parts)
+        del seat.parts[answer]
+        with contextlib.suppress(RayError):  # what is not committed is done by the next command
+            report = ray.get(answer)
+            self.tokens += report.tokens
+            self.ended = time.monotonic()
+            self.done(report)

@@ -7,17 +7,23 @@
     ├── SourceError             exit code 1: input that can't be read, though the plan saw it
     ├── StoreError              exit code 1: output that can't be written
     ├── WorkerError             exit code 1: a worker that cannot start
-    │   └── EngineBroken        never leaves the driver: the worker is replaced
+    │   └── WorkerBroken        never leaves the driver: the worker is replaced
+    ├── PartAbandoned           never leaves the driver: the run is being stopped
     └── Interrupted             exit code 1: Ctrl-C or SIGTERM; what was committed stays
 
-Every message says what was wrong, the value, and what to do.
+Every message says what was wrong, the value, and what to do; secrets in URIs are taken out of it.
 """
+
+from pipeline.redaction import redact
 
 
 class PipelineError(Exception):
     """Root of everything pipeline raises on purpose; the command line prints it without a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class JobError(PipelineError):
@@ -46,8 +52,12 @@ class WorkerError(PipelineError):
     """A worker that cannot start: no such device, not enough memory."""
 
 
-class EngineBroken(WorkerError):
-    """A worker whose engine failed in the middle of its rows: none of them can be gone on with there."""
+class WorkerBroken(WorkerError):
+    """A worker whose engine or device failed in the middle of its rows: nothing can be gone on with there."""
+
+
+class PartAbandoned(PipelineError):
+    """A part that is not committed, since the run is being stopped."""
 
 
 class Interrupted(PipelineError):

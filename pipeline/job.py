@@ -114,12 +114,14 @@ class ClusterOptions(Options):
     """Ray address; null: RAY_ADDRESS where set, else a local Ray for the time of the command."""
     workers: WorkerCount = WorkerCount()
     """How many, between min and max."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """May be a fraction. null: 1 where this machine has a CUDA device, else 0."""
     cpus_per_worker: Positive | None = None
     """Cores and threads of one worker, which share its model. null: up to 4 on a CPU, 1 beside a GPU."""
     attempts: Positive = 3
-    """How often a part may take its worker down before the part is given up."""
+    """How often a part may take its worker down before the row is looked for that does it."""
+    heartbeat: Annotated[float, Field(gt=0)] | None = 600.0
+    """Seconds without anything read, computed or written after which a worker hangs and is replaced. null: never."""
     tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Tokens in one call of the model. auto: 2,048 on a CPU, 16,384 on CUDA."""
     sequences_at_once: Positive | Literal["auto"] = "auto"

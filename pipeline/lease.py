@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -194,7 +194,12 @@ def _alone(store: Store) -> Iterator[None]:
         yield
 
 
-def _dead_here(held: dict[str, Any]) -> bool:
+def alive(held: Mapping[str, Any]) -> bool:
+    """Whether the lease that `lease.json` tells of still keeps others out."""
+    return float(held["expires"]) > time.time() and not _dead_here(held)
+
+
+def _dead_here(held: Mapping[str, Any]) -> bool:
     """Whether the holder ran on this host and does not run any more."""
     if held["host"] != _host():
         return False

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.errors import JobError
-
-SHOWN = (
-    "scheme",
-    "endpoint_override",
-    "region",
-    "allow_bucket_creation",
-    "allow_bucket_deletion",
-    "tls_verify_certificates",
-)
-"""Query options of a URI that may be shown; all others may be secrets."""
+from pipeline.redaction import redact as redact
+from pipeline.redaction import redact_all as redact_all
+from pipeline.redaction import redact_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +38,14 @@ class Location:
         return redact(self.path if "://" in self.path else f"{self.scheme}://{self.path}")
 
 
-def absolute(name: str) -> str:
-    """A local path made absolute; a URI as it is."""
-    return name if "://" in name else str(Path(name).expanduser().absolute())
+def absolute(name: str, key: str) -> str:
+    """A local path made absolute; a URI as it is. Raises JobError for what no file system takes for a path."""
+    if not name or "\0" in name or name != name.encode(errors="ignore").decode():
+        raise JobError(f"{key} {name!r} is no path: name a file, a folder or a URI")
+    try:
+        return name if "://" in name else str(Path(name).expanduser().absolute())
+    except RuntimeError as error:
+        raise JobError(f"{key} {name}: {error}: write the path out") from error
 
 
 def locate(uri: str, key: str) -> Location:
@@ -57,9 +53,10 @@ def locate(uri: str, key: str) -> Location:
 
     Raises JobError for a scheme that neither pyarrow nor an installed fsspec file system knows.
     """
+    name = absolute(uri.removeprefix("file://"), key)
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     if scheme == "file":
-        return Location(fs.LocalFileSystem(), absolute(uri.removeprefix("file://")), True, "file")
+        return Location(fs.LocalFileSystem(), name, True, "file")
     try:
         filesystem, path = fs.FileSystem.from_uri(_delayed(uri) if scheme == "s3" else uri)
     except (pa.ArrowException, ValueError, OSError):
@@ -77,25 +74,6 @@ def _delayed(uri: str) -> str:
 def _fsspec(uri: str, key: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
-    except (ValueError, ImportError, OSError) as error:
-        raise JobError(f"{key} {redact(uri)}: no file system for it: {redact(str(error))}") from error
+    except Exception as error:  # every file system's constructor has exceptions of its own
+        raise JobError(f"{key} {uri}: no file system for it: {redact_error(error, uri)}") from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
-
-
-def redact(uri: str) -> str:
-    """`uri` without user, password and query values that may be secrets, fit for a log."""
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    query = urlencode([(name, value if name in SHOWN else "***") for name, value in parse_qsl(parts.query)], safe="*/:")
-    return urlunsplit((parts.scheme, f"***@{host}" if "@" in parts.netloc else host, parts.path, query, ""))
-
-
-def redact_all(content: Any) -> Any:
-    """`content`, of mappings, lists and plain values, with every URI in it redacted."""
-    if isinstance(content, dict):
-        return {name: redact_all(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [redact_all(value) for value in content]
-    return redact(content) if isinstance(content, str) else content

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.job import Job
 from pipeline.sources import Source, Split
 from pipeline.tasks import Task
 
-FORMAT = 1
+FORMAT = 2
 """Layout of the output folder; a run of another layout is another run."""
 
 
@@ -35,6 +35,10 @@ class Part:
     piece: int
     start: int
     stop: int
+    set_aside: Mapping[int, str] = field(default_factory=dict)
+    """Rows that no worker survives, by their place in the split, and why: they get their error and no call."""
+    retry: bool = False
+    """The part stands; its rows with an error are to be done again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,11 @@ class Plan:
         if len(counts) < len(self.splits):
             return None
         return sum(counts) if self.limit is None else min(sum(counts), self.limit)
+
+    @property
+    def num_parts(self) -> int | None:
+        """Parts in all; None where only reading can tell."""
+        return None if any(split.rows is None for split in self.splits) else sum(1 for _ in self.parts())
 
     def parts(self) -> Iterator[Part]:
         """The parts, in input order; of a streamed split its first, to which `following` adds."""
@@ -98,6 +107,7 @@ class Plan:
             "fingerprint": self.fingerprint,
             "identity": self.identity,
             "rows": self.rows,
+            "parts": self.num_parts,
             "rows_per_part": self.rows_per_part,
             "splits": [asdict(split) for split in self.splits],
             "schema": self.schema.to_string(show_schema_metadata=False).splitlines(),

@@ -21,7 +21,7 @@ import gpt2model
 from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
 from gpt2model.errors import GPT2Error, WeightsMismatch
 from pipeline.cores import available_cpus
-from pipeline.errors import JobError
+from pipeline.errors import JobError, OutputRefused
 from pipeline.job import Job
 from pipeline.locations import Location, locate
 from pipeline.plan import Plan, make_plan
@@ -50,15 +50,12 @@ class Prepared:
     """A job that can run."""
 
     job: Job
+    plan: Plan
     spec: WorkerSpec
     task: Task
     tokenizer: gpt2model.GPT2Tokenizer
     checkpoint: CheckpointInfo
     num_gpus: float
-
-    @property
-    def plan(self) -> Plan:
-        return self.spec.plan
 
     @property
     def store(self) -> Store:
@@ -77,11 +74,15 @@ def prepare(job: Job) -> Prepared:
     plan = make_plan(job, source, task, _model_identity(architecture, checkpoint, dtype))
     store = Store(locate(job.output.path, "output.path"))
     _refuse_output_in_input(job, store.folder)
+    _refuse_linked_records(store)
     store.check_writable()
     local = checkpoint.revision is None
     spec = WorkerSpec(
         job=job,
-        plan=plan,
+        fingerprint=plan.fingerprint,
+        schema=plan.schema,
+        read_columns=plan.input_columns,
+        task_columns=plan.identity["input"]["columns"],
         source=source,
         store=store,
         model=str(checkpoint.folder.absolute()) if local else job.model.path,
@@ -92,7 +93,7 @@ def prepare(job: Job) -> Prepared:
         threads=_threads(job, device),
         eos_token_id=eos,
     )
-    return Prepared(job, spec, task, tokenizer, checkpoint, num_gpus)
+    return Prepared(job, plan, spec, task, tokenizer, checkpoint, num_gpus)
 
 
 def _check_address(job: Job) -> None:
@@ -115,10 +116,25 @@ def _refuse_output_in_input(job: Job, output: Location) -> None:
     names = job.input.parquet or []
     for name in [names] if isinstance(names, str) else names:
         folder = locate(name, "input.parquet")
-        if folder.scheme == output.scheme and f"{output.path}/".startswith(f"{folder.path}/"):
+        if folder.scheme == output.scheme and f"{_resolved(output)}/".startswith(f"{_resolved(folder)}/"):
             raise JobError(
                 f"output.path {output.uri} lies inside input.parquet {folder.uri}, so that its parts would be read as "
                 "input: give a folder outside"
+            )
+
+
+def _resolved(place: Location) -> str:
+    """The path without links and dots that lead elsewhere."""
+    return os.path.realpath(place.path) if place.local else place.path
+
+
+def _refuse_linked_records(store: Store) -> None:
+    """What a link in the output folder points at would be written to, and of staging emptied."""
+    for place in (store.records, store.records.child("staging")):
+        if place.local and os.path.islink(place.path):
+            raise OutputRefused(
+                f"output.path {store.folder.uri}: {place.path} is a link to {os.path.realpath(place.path)}, and a run "
+                "writes in its own folder alone: remove the link, or give a new output.path"
             )
 
 

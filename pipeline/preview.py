@@ -8,9 +8,9 @@ import pyarrow as pa
 import torch
 import yaml
 
+from pipeline.figures import format_figure
 from pipeline.memory import cache_size
 from pipeline.preflight import Prepared
-from pipeline.progress import format_figure
 from pipeline.run import resolved_job
 
 SAMPLED_ROWS = 200

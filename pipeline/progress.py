@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pipeline.figures import format_duration, format_figure
 from pipeline.worker import Counts
 
 LOG_SECONDS = 10.0
@@ -85,7 +86,7 @@ class Watch:
         ]
         if self.total and counts.rows:
             left = self.total - self.before - counts.rows
-            parts.append(f"{_duration(left * seconds / counts.rows)} left")
+            parts.append(f"{format_duration(left * seconds / counts.rows)} left")
         parts.append(f"{counts.errors:,} errors")
         parts.append(f"{workers} worker{'s' if workers != 1 else ''}")
         return ", ".join(parts)
@@ -99,22 +100,5 @@ def print_summary(figures: Mapping[str, float | int | str | None]) -> None:
     Console(file=sys.stdout, highlight=False, soft_wrap=True).print(table)
 
 
-def format_figure(value: float | int | str | None) -> str:
-    """A figure as people read it: counts whole, the rest to four digits."""
-    if value is None:
-        return "-"
-    if isinstance(value, str):
-        return value
-    if float(value).is_integer():
-        return f"{int(value):,}"
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
-
-
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

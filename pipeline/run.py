@@ -6,7 +6,8 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import chain
 from types import FrameType
 from typing import Any
 
@@ -14,31 +15,18 @@ import yaml
 
 from pipeline.cluster import connected
 from pipeline.driver import Driver, Failure
-from pipeline.errors import Interrupted, PipelineError, WorkerError
+from pipeline.errors import Interrupted, JobError, PipelineError, WorkerError
+from pipeline.index import Counted
 from pipeline.job import Job
 from pipeline.lease import Lease
 from pipeline.locations import redact_all
 from pipeline.plan import Part
 from pipeline.preflight import Prepared, named_cluster, prepare
 from pipeline.progress import Watch
+from pipeline.records import Recorder, Tally
 from pipeline.worker import PartReport, Worker
 
 MOST_FAILURES_TOLD = 5
-
-
-@dataclass(slots=True)
-class Tally:
-    """Rows, errors and the task's figures, over every committed part."""
-
-    rows: int = 0
-    errors: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-
-    def add(self, rows: int, errors: int, figures: Mapping[str, float]) -> None:
-        self.rows += rows
-        self.errors += errors
-        for name, value in figures.items():
-            self.figures[name] = self.figures.get(name, 0.0) + value
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,76 +43,106 @@ class Outcome:
         return 3 if self.errors else 0
 
 
-def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker) -> Outcome:
-    """Run `job`, or go on with it. Raises PipelineError; its `exit_code` is the command's."""
+def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker, retry: bool = False) -> Outcome:
+    """Run `job`, or go on with it; `retry`: do the rows again that carry an error, and no others.
+
+    Raises PipelineError; its `exit_code` is the command's.
+    """
     prepared = prepare(job)
     plan, store = prepared.plan, prepared.store
-    store.opened(plan)
+    begun = store.opened(plan)
+    if retry and not begun:
+        raise JobError(f"output.path {store.folder.uri} holds no run whose rows could be done again: run the job first")
     store.create()
-    with Lease(store) as lease:
+    tally = Tally()
+    with Lease(store) as lease, Recorder(store, plan, tally, retry) as recorder:
         known = store.opened(plan)  # again: another run may have begun, and ended, before the lease was had
         store.clear_staging()
         if not known:
             store.write_record("job.yaml", yaml.safe_dump(resolved_job(job), sort_keys=False, allow_unicode=True))
             store.write_record("plan.json", plan.to_json())
-        tally, waiting = _resume(prepared)
+        left, failed = _resume(prepared, tally, recorder)
+        waiting = _failed_only(left, failed) if retry else left
+        before = Counted(tally.rows, tally.errors, {})
         stop = _StopRequest()
-        with Watch(plan.rows, tally.rows) as watch:
+        with Watch(*((before.errors, 0) if retry else (plan.rows, before.rows))) as watch:
             watch.log(f"{plan.fingerprint[:10]}: {tally.rows:,} rows done before; output in {store.folder.uri}")
-            before = tally.rows
-            driver = _drive(prepared, waiting, tally, (watch, lease, stop), debug, worker_class) if waiting else None
+            first, driver = next(waiting, None), None
+            if first is not None:
+                watchers = (watch, recorder, lease, stop)
+                driver = _drive(prepared, chain([first], waiting), tally, watchers, debug, worker_class)
         store.clear_staging()
         _refuse_failures(driver.failures if driver else [])
         if plan.rows is not None and tally.rows != plan.rows:
             raise PipelineError(f"{tally.rows} rows are in the output and {plan.rows} in the input: this is a defect")
-        summary = _summary(prepared, tally, tally.rows - before, driver)
+        done = before.errors if retry else tally.rows - before.rows
+        summary = _summary(prepared, tally, done, driver)
         store.write_record("summary.json", summary)
         return Outcome(tally.rows, tally.errors, summary)
 
 
-def _resume(prepared: Prepared) -> tuple[Tally, list[Part]]:
-    """Count what is committed, and list what is left to do, in input order."""
-    plan, tally = prepared.plan, Tally()
-    done: set[str] = set()
+def _resume(prepared: Prepared, tally: Tally, recorder: Recorder) -> tuple[Iterator[Part], list[Part]]:
+    """Count what is committed; gives what is left to do, in input order, and the committed parts with errors."""
+    plan = prepared.plan
+    done, failed = set[str](), list[Part]()
     after: dict[str, Part] = {}
-    for part, footer in prepared.store.committed(plan):
-        tally.add(footer.rows, footer.errors, footer.figures)
+    for part, counted in prepared.store.committed(plan):
+        tally.add(counted)
+        recorder.committed(part, counted)
         done.add(part.name)
-        following = plan.following(part, footer.rows)
+        after.pop(part.name, None)
+        if counted.errors:
+            failed.append(part)
+        following = plan.following(part, counted.rows)
         if following is not None:
             after[following.name] = following
-    waiting = [part for part in plan.parts() if part.name not in done]
-    waiting += [part for name, part in after.items() if name not in done]
-    return tally, waiting
+    recorder.resumed()
+    return chain((part for part in plan.parts() if part.name not in done), after.values()), failed
+
+
+def _failed_only(left: Iterator[Part], failed: list[Part]) -> Iterator[Part]:
+    missing = next(left, None)
+    if missing is not None:
+        raise JobError(
+            f"{missing.name} is not committed yet, and perhaps more: finish the job by `pipeline run` first, "
+            "then its rows with an error can be done again"
+        )
+    return (replace(part, retry=True) for part in failed)
 
 
 def _drive(
     prepared: Prepared,
     waiting: Iterable[Part],
     tally: Tally,
-    watchers: tuple[Watch, Lease, _StopRequest],
+    watchers: tuple[Watch, Recorder, Lease, _StopRequest],
     debug: bool,
     worker_class: type[Worker],
 ) -> Driver:
-    watch, lease, stop = watchers
+    watch, recorder, lease, stop = watchers
 
     def tick(driver: Driver) -> None:
-        stop.check()
+        driver.stopping = stop.asked
         lease.check()
         watch.update(driver.counts, driver.workers)
+        recorder.update(driver)
 
     def done(report: PartReport) -> None:
-        tally.add(report.rows, report.errors, report.figures)
+        if report.replaced is not None:
+            tally.remove(report.replaced)
+        tally.add(report.counted)
+        recorder.committed(report.part, report.counted)
 
     # Ray takes SIGTERM for itself when it starts, so listening comes after.
     with connected(prepared.job.cluster, debug), stop.listening():
-        driver = Driver(prepared.spec, waiting, prepared.num_gpus, tick, done, worker_class)
+        driver = Driver(prepared.spec, prepared.plan, waiting, prepared.num_gpus, tick, done, watch.log, worker_class)
         if not driver.room() and not named_cluster(prepared.job):
             raise WorkerError(
                 f"a worker takes {prepared.spec.threads} cores and {prepared.num_gpus:g} GPUs, which Ray has not "
                 "here: give less cluster.cpus_per_worker or cluster.gpus_per_worker, or name a cluster.address"
             )
-        driver.run()
+        with stop.at_once():
+            driver.run()
+    stop.check()
     return driver
 
 
@@ -166,11 +184,26 @@ def resolved_job(job: Job) -> dict[str, Any]:
 class _StopRequest:
     """Ctrl-C or SIGTERM, kept until the driver asks.
 
-    A handler that raised would do so inside Ray's own calls, which do not expect it. A second signal stops at once.
+    A handler that raised would do so inside Ray's own calls, which do not expect it; a second signal does.
     """
 
     def __init__(self) -> None:
         self._signal: signal.Signals | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self._signal is not None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a second signal raises Interrupted."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "stopped at once by a second signal; what was committed stays: the same command goes on from there"
+            ) from None
 
     def check(self) -> None:
         """Raise Interrupted if a signal came."""

@@ -12,9 +12,10 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,13 +24,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from pipeline import index
+from pipeline.digest import BLANK, seal
 from pipeline.errors import OutputRefused, StoreError
+from pipeline.index import Counted, Entry
 from pipeline.locations import Location
 from pipeline.plan import Part, Plan
 from pipeline.retries import PATIENT, Backoff, explain, is_transient
 
 RECORDS = "_pipeline"
 FOOTER_KEY = b"pipeline"
+READERS = 16
+"""Footers read at once: on an object store each is a wait for two answers."""
+CHUNK = 512
+"""Parts looked at together, so that a plan of any size costs little memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,8 @@ class Footer:
     device: str
     dtype: str
     version: str
+    digest: str = ""
+    """SHA-256 of the whole file (digest.py); the commit fills it in."""
 
 
 class Store:
@@ -70,7 +80,7 @@ class Store:
                 raise OutputRefused(_refusal(self.folder.uri, differences))
             return True
         ours = f"-{plan.fingerprint[:10]}.parquet"
-        strangers = [name for name in self._names() if not name.startswith(RECORDS) and not name.endswith(ours)]
+        strangers = [name for name in self.listing() if not name.startswith(RECORDS) and not name.endswith(ours)]
         if strangers:
             raise OutputRefused(
                 f"output.path {self.folder.uri} holds {strangers[0]!r} and no run of ours: "
@@ -106,16 +116,49 @@ class Store:
             with _store_errors(self.folder.uri):
                 self.folder.filesystem.delete_dir_contents(self.records.child("staging").path, missing_dir_ok=True)
 
-    def committed(self, plan: Plan) -> Iterator[tuple[Part, Footer]]:
-        """The parts of `plan` that stand in the folder, footer checked. Raises StoreError for one that isn't ours."""
-        names = set(self._names())
-        with ThreadPoolExecutor(16) as pool:
-            waiting = [part for part in plan.parts() if part.name in names]
-            while waiting:
-                footers = list(pool.map(lambda part: self.read_footer(part, plan), waiting))
-                yield from zip(waiting, footers, strict=True)
-                after = [plan.following(part, each.rows) for part, each in zip(waiting, footers, strict=True)]
-                waiting = [part for part in after if part is not None and part.name in names]
+    def committed(self, plan: Plan) -> Iterator[tuple[Part, Counted]]:
+        """The parts of `plan` that stand in the folder, in input order, and what is counted of them.
+
+        A part that the index knows as it is listed is taken at its word; of all others the footer is read and checked.
+        Raises StoreError for one that isn't ours.
+        """
+        listing, known = self.listing(), self.indexed(plan)
+        standing, ended = standing_parts(plan, listing), set[int]()
+
+        def count(part: Part) -> Counted:
+            footer = self.read_footer(part, plan)
+            return Counted(footer.rows, footer.errors, footer.figures)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            while chunk := list(islice(standing, CHUNK)):
+                unread = [part for part in chunk if not _trusted(known.get(part.name), listing[part.name])]
+                read = dict(zip((part.name for part in unread), pool.map(count, unread), strict=True))
+                for part in chunk:
+                    counted = read[part.name] if part.name in read else known[part.name].counted
+                    if part.split.index not in ended:
+                        yield part, counted
+                    if part.split.rows is None and plan.following(part, counted.rows) is None:
+                        ended.add(part.split.index)
+
+    def indexed(self, plan: Plan) -> dict[str, Entry]:
+        """What the folder's index knows of this run's parts; nothing where there is none, or none that can be read."""
+        target = self.records.child(index.NAME)
+        try:
+            with target.filesystem.open_input_file(target.path) as stream:
+                return index.from_bytes(stream.read(), plan.fingerprint)
+        except OSError:
+            return {}
+
+    def write_index(self, plan: Plan, fresh: Mapping[str, Counted]) -> None:
+        """Write the index anew: a listing taken now, what the index knew of it, and what is `fresh`ly counted."""
+        known, entries = self.indexed(plan), dict[str, Entry]()
+        for name, info in self.listing().items():
+            entry = known.get(name)
+            if name in fresh and info.mtime_ns is not None:
+                entries[name] = Entry(info.size, info.mtime_ns, fresh[name])
+            elif entry is not None and _trusted(entry, info):
+                entries[name] = entry
+        self.write_record(index.NAME, index.to_bytes(entries, plan.fingerprint))
 
     def read_footer(self, part: Part, plan: Plan) -> Footer:
         """The footer of a committed part. Raises StoreError where it is torn or tells of another run."""
@@ -133,7 +176,7 @@ class Store:
             raise StoreError(
                 f"{file.uri} is not a whole Parquet file ({error}): move it away to do it again"
             ) from error
-        footer = _footer_of(metadata)
+        footer = footer_of(metadata)
         wanted = (plan.fingerprint, part.name, part.split.name, part.start)
         if footer is None or (footer.fingerprint, footer.part, footer.source, footer.start) != wanted:
             raise StoreError(f"{file.uri} was not written by this run: move it away to do the part again")
@@ -143,13 +186,15 @@ class Store:
             )
         return footer
 
-    def write_record(self, name: str, content: Mapping[str, Any] | str) -> None:
-        """Write `_pipeline/<name>` at once: JSON, or text as it is."""
-        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+    def write_record(self, name: str, content: Mapping[str, Any] | str | bytes) -> None:
+        """Write `_pipeline/<name>` at once: JSON, or text or bytes as they are."""
+        if not isinstance(content, str | bytes):
+            content = json.dumps(content, indent=2) + "\n"
+        data = content.encode() if isinstance(content, str) else content
         target = self.records.child(name)
         write = _replace if target.local else _put
         with _store_errors(target.uri):
-            self.backoff.call(lambda: write(target, text.encode()))
+            self.backoff.call(lambda: write(target, data))
 
     def read_record(self, name: str) -> dict[str, Any] | None:
         """`_pipeline/<name>` parsed as JSON; None where there is none."""
@@ -179,13 +224,14 @@ class Store:
         """Begin to write `part`."""
         return StagedPart(self, part, schema)
 
-    def _names(self) -> list[str]:
+    def listing(self) -> dict[str, fs.FileInfo]:
+        """What stands in the folder, by name."""
         selector = fs.FileSelector(self.folder.path, allow_not_found=True)
         try:
             found = self.backoff.call(lambda: self.folder.filesystem.get_file_info(selector))
         except OSError as error:
             raise _unreadable(self.folder.uri, error) from error
-        return sorted(info.base_name for info in found)
+        return {info.base_name: info for info in sorted(found, key=lambda info: info.path)}
 
 
 class StagedPart:
@@ -200,7 +246,7 @@ class StagedPart:
 
     def __enter__(self) -> Self:
         with _store_errors(str(self.file)):
-            self._writer = pq.ParquetWriter(str(self.file), self.schema, compression="zstd")
+            self._writer = pq.ParquetWriter(str(self.file), self.schema, compression="zstd", write_page_checksum=True)
         return self
 
     def write(self, table: pa.Table) -> None:
@@ -210,13 +256,14 @@ class StagedPart:
         self.rows += table.num_rows
 
     def commit(self, footer: Footer) -> None:
-        """Close, read back, and move into place."""
+        """Close, put the digest into `footer`, read back, and move into place."""
         target = self.store.folder.child(self.part.name)
         with _store_errors(target.uri):
-            self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(asdict(footer))})
+            self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(asdict(replace(footer, digest=BLANK)))})
             self._writer.close()
+            footer = replace(footer, digest=seal(self.file))
             metadata = pq.read_metadata(str(self.file))
-            if metadata.num_rows != footer.rows or _footer_of(metadata) != footer:
+            if metadata.num_rows != footer.rows or footer_of(metadata) != footer:
                 raise StoreError(f"{self.file} reads back otherwise than it was written: is the disk sound?")
             if target.local:
                 _sync(self.file)
@@ -271,6 +318,19 @@ def _replace(target: Location, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
+def standing_parts(plan: Plan, names: Collection[str]) -> Iterator[Part]:
+    """The parts of `plan` that are among `names`, in input order; of a streamed split those without a gap."""
+    for first in plan.parts():
+        part: Part | None = first
+        while part is not None and part.name in names:
+            yield part
+            part = plan.following(part, part.stop - part.start)
+
+
+def _trusted(entry: Entry | None, info: fs.FileInfo) -> bool:
+    return entry is not None and entry.of(info)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -279,9 +339,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _footer_of(metadata: pq.FileMetaData) -> Footer | None:
-    held = (metadata.metadata or {}).get(FOOTER_KEY)
-    return None if held is None else Footer(**json.loads(held))
+def footer_of(metadata: pq.FileMetaData) -> Footer | None:
+    """What a Parquet footer says of a part of ours; None where it says nothing of the kind."""
+    try:
+        return Footer(**json.loads(metadata.metadata[FOOTER_KEY]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

@@ -8,9 +8,11 @@ written. The device is one part's at a time, in the order they came; engines, wh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+import threading
+from bisect import bisect_left
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,12 @@ import pyarrow as pa
 from pipeline import __version__
 from pipeline.batching import PackRunner, Runner
 from pipeline.continuing import EngineRunner
-from pipeline.errors import WorkerError
+from pipeline.errors import PartAbandoned, WorkerError
+from pipeline.index import Counted
 from pipeline.job import Job
+from pipeline.mending import StandingPart
 from pipeline.overlap import Ahead
-from pipeline.plan import Part, Plan
+from pipeline.plan import Part
 from pipeline.sources import Source
 from pipeline.store import Footer, Store
 from pipeline.tasks import Continuing, make_task
@@ -41,7 +45,13 @@ class WorkerSpec:
     """All that a worker needs to start, on whatever node."""
 
     job: Job
-    plan: Plan
+    fingerprint: str
+    schema: pa.Schema
+    """Of every output file."""
+    read_columns: tuple[str, ...]
+    """Columns to read: the kept ones, then those that only the task needs."""
+    task_columns: Mapping[str, str]
+    """The task's input name -> the column that holds it."""
     source: Source
     store: Store
     model: str
@@ -66,6 +76,8 @@ class Counts:
     tokens: int = 0
     slots: int = 0
     """Places in the batches that held the tokens; the difference is padding."""
+    beats: int = 0
+    """Grows with whatever is read, computed or written: what tells slow work from none."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -73,6 +85,7 @@ class Counts:
             self.errors + other.errors,
             self.tokens + other.tokens,
             self.slots + other.slots,
+            self.beats + other.beats,
         )
 
 
@@ -81,10 +94,11 @@ class PartReport:
     """What the driver is told of a committed part."""
 
     part: Part
-    rows: int
-    errors: int
+    counted: Counted
     tokens: int
-    figures: Mapping[str, float]
+    """Computed for it."""
+    replaced: Counted | None = None
+    """What stood before, where only rows with an error were done again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +106,25 @@ class _Group:
     """A stretch of rows on its way through the stages."""
 
     rows: pa.Table
+    """As read, and last their numbers."""
     prepared: Any
     tokens: int
+    set_aside: Mapping[int, str]
+    """Rows of the group that are not computed, and why."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What the groups of a part add up to."""
+
+    errors: int = 0
+    tokens: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def add(self, errors: int, tokens: int, figures: Mapping[str, float]) -> None:
+        self.errors += errors
+        self.tokens += tokens
+        self.figures = added(self.figures, figures)
 
 
 class Worker:
@@ -101,7 +132,10 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
-        self._rows = self._errors = 0
+        self._rows = self._errors = self._beats = 0
+        self._committing: set[str] = set()
+        self._stopped = False
+        self._changing = threading.Lock()
 
     def start(self) -> str:
         """Load tokenizer and model; returns the device's name. Raises WorkerError where this node can't."""
@@ -148,60 +182,116 @@ class Worker:
     def counts(self) -> Counts:
         """What was done since the start; answers while parts are being done."""
         tokens = self.runner.tokens
-        return Counts(self._rows, self._errors, tokens, tokens)
+        return Counts(self._rows, self._errors, tokens, tokens, self._beats + tokens)
+
+    def stop(self) -> set[str]:
+        """Commit no further part; returns the names of those that are being committed."""
+        with self._changing:
+            self._stopped = True
+            return set(self._committing)
 
     def run(self, part: Part) -> PartReport:
-        """Do `part` and commit it."""
-        errors, tokens, figures = 0, 0, dict[str, float]()
-        with (
-            self.spec.store.stage(part, self.spec.plan.schema) as staged,
-            closing(Ahead(self._computed(part), depth=2)) as stages,
-        ):
+        """Do `part` and commit it. Raises PartAbandoned after `stop`."""
+        sums = _Sums()
+        with self.spec.store.stage(part, self.spec.schema) as staged, closing(self._results(part, sums)) as tables:
+            for table in tables:
+                staged.write(table)
+            with self._commits(part):
+                staged.commit(self._footer(part, staged.rows, sums.errors, sums.figures))
+        return PartReport(part, Counted(staged.rows, sums.errors, sums.figures), sums.tokens)
+
+    def retry(self, part: Part) -> PartReport:
+        """Do those rows of a committed part again that carry an error, and put its file in place anew."""
+        sums, standing = _Sums(), StandingPart(self.spec.store, part, self.spec.schema)
+        with closing(self._results(part, sums, standing.failed)) as tables:
+            fresh = list(tables)
+        before = standing.footer
+        figures = added(before.figures, sums.figures)
+        with self.spec.store.stage(part, self.spec.schema) as staged:
+            for table in standing.mended(fresh):
+                staged.write(table)
+                self._beats += 1
+            with self._commits(part):
+                staged.commit(self._footer(part, staged.rows, sums.errors, figures))
+        counted = Counted(staged.rows, sums.errors, figures)
+        return PartReport(part, counted, sums.tokens, Counted(before.rows, before.errors, before.figures))
+
+    def probe(self, part: Part) -> None:
+        """Compute the rows of `part` and keep nothing: all that counts is whether it ends well."""
+        only = StandingPart(self.spec.store, part, self.spec.schema).failed if part.retry else None
+        with closing(self._results(part, _Sums(), only)) as tables:
+            for _ in tables:
+                continue
+
+    @contextmanager
+    def _commits(self, part: Part) -> Iterator[None]:
+        """Inside, `part` is being committed; not entered any more once the worker was stopped."""
+        with self._changing:
+            if self._stopped:
+                raise PartAbandoned(f"{part.name} is not committed, since the run is being stopped")
+            self._committing.add(part.name)
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._committing.discard(part.name)
+
+    def _results(self, part: Part, sums: _Sums, only: Sequence[int] | None = None) -> Generator[pa.Table]:
+        """The output rows of `part`, group by group, added up in `sums`; of `only` these rows, where given."""
+        with closing(Ahead(self._computed(part, only), depth=2)) as stages:
             for group, computed in stages:
                 result = self.task.finish(group.prepared, computed)
-                staged.write(self._table(group.rows, result))
-                errors += len(result.errors)
-                tokens += group.tokens + int(result.figures.get("new_tokens", 0))
-                for name, value in result.figures.items():
-                    figures[name] = figures.get(name, 0.0) + value
+                errors = {**result.errors, **group.set_aside}
+                yield self._table(group.rows, result, errors)
+                sums.add(len(errors), group.tokens + int(result.figures.get("new_tokens", 0)), result.figures)
                 self._rows += group.rows.num_rows
-                self._errors += len(result.errors)
-            staged.commit(self._footer(part, staged.rows, errors, figures))
-        return PartReport(part, staged.rows, errors, tokens, figures)
+                self._errors += len(errors)
+                self._beats += 1
 
-    def _prepared(self, part: Part) -> Iterator[_Group]:
-        columns = self.spec.plan.input_columns
-        batches = self.spec.source.read(part.split, part.start, part.stop, columns)
-        names = self.spec.plan.identity["input"]["columns"]
+    def _prepared(self, part: Part, only: Sequence[int] | None = None) -> Iterator[_Group]:
+        spec = self.spec
         group_bytes = ENGINE_GROUP_BYTES
         if not isinstance(self.runner, EngineRunner):
-            group_bytes = tokens_per_batch(self.spec.job, self.spec.device) * GROUP_PACKS * BYTES_PER_TOKEN
-        first = row_number(part)
-        for rows in cut_groups(batches, list(names.values()), group_bytes):
-            numbers = pa.array(range(first, first + rows.num_rows))
-            first += rows.num_rows
-            read = [rows.column(column) for column in names.values()]
-            inputs = pa.table([*read, numbers], names=[*names, ROW])
-            prepared = self.task.prepare(inputs)
-            yield _Group(rows, prepared, self.task.num_tokens(prepared))
+            group_bytes = tokens_per_batch(spec.job, spec.device) * GROUP_PACKS * BYTES_PER_TOKEN
+        aside = {number_of(part, row): why for row, why in part.set_aside.items()}
+        for rows in cut_groups(self._numbered(part, only), list(spec.task_columns.values()), group_bytes):
+            numbers = rows.column(rows.num_columns - 1)
+            set_aside = {place: aside[number] for place, number in enumerate(numbers.to_pylist()) if number in aside}
+            read = [_without(rows.column(column), set_aside) for column in spec.task_columns.values()]
+            prepared = self.task.prepare(pa.table([*read, numbers], names=[*spec.task_columns, ROW]))
+            yield _Group(rows, prepared, self.task.num_tokens(prepared), set_aside)
 
-    def _computed(self, part: Part) -> Iterator[tuple[_Group, Any]]:
-        with closing(Ahead(self._prepared(part), depth=2)) as groups:
+    def _numbered(self, part: Part, only: Sequence[int] | None) -> Iterator[pa.RecordBatch]:
+        """The rows of `part`, each with its number behind its columns; of `only` these, where given."""
+        first = part.start
+        for batch in self.spec.source.read(part.split, part.start, part.stop, self.spec.read_columns):
+            self._beats += 1
+            numbers = number_of(part, first) + np.arange(batch.num_rows)
+            numbered = batch.append_column(ROW, pa.array(numbers))
+            if only is None:
+                yield numbered
+            else:
+                wanted = only[bisect_left(only, first) : bisect_left(only, first + batch.num_rows)]
+                yield from (numbered.slice(row - first, 1) for row in wanted)
+            first += batch.num_rows
+
+    def _computed(self, part: Part, only: Sequence[int] | None = None) -> Iterator[tuple[_Group, Any]]:
+        with closing(Ahead(self._prepared(part, only), depth=2)) as groups:
             yield from self.runner.each(groups, self._compute)
 
     def _compute(self, group: _Group) -> Any:
         return self.task.compute(self.model, group.prepared, self.runner)
 
-    def _table(self, rows: pa.Table, result: RowResults) -> pa.Table:
-        schema = self.spec.plan.schema
+    def _table(self, rows: pa.Table, result: RowResults, errors: Mapping[int, str]) -> pa.Table:
+        schema = self.spec.schema
         kept = len(schema) - len(result.columns) - 1
-        errors = pa.array([result.errors.get(row) for row in range(rows.num_rows)], pa.string())
+        reasons = pa.array([errors.get(row) for row in range(rows.num_rows)], pa.string())
         columns = [rows.column(index) for index in range(kept)]
-        return pa.Table.from_arrays([*columns, *result.columns, errors], schema=schema)
+        return pa.Table.from_arrays([*columns, *result.columns, reasons], schema=schema)
 
     def _footer(self, part: Part, rows: int, errors: int, figures: Mapping[str, float]) -> Footer:
         return Footer(
-            fingerprint=self.spec.plan.fingerprint,
+            fingerprint=self.spec.fingerprint,
             part=part.name,
             source=part.split.name,
             start=part.start,
@@ -216,9 +306,23 @@ class Worker:
         )
 
 
-def row_number(part: Part) -> int:
-    """The number of a part's first row: its place in its split, with the split's place among the splits above it."""
-    return part.split.index * 2**40 + part.start
+def number_of(part: Part, row: int) -> int:
+    """The number of a row of `part`: its place in its split, with the split's place among the splits above it."""
+    return part.split.index * 2**40 + row
+
+
+def added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Figures that are summed over rows, of both."""
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in dict.fromkeys([*one, *other])}
+
+
+def _without(column: pa.ChunkedArray, places: Collection[int]) -> pa.ChunkedArray:
+    """`column` with null at `places`: a row that is set aside is a null to its task."""
+    if not places:
+        return column
+    gone = np.zeros(len(column), np.bool_)
+    gone[list(places)] = True
+    return column.take(pa.array(np.arange(len(column)), mask=gone))
 
 
 def tokens_per_batch(job: Job, device: str) -> int:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipeline.errors import JobError, SourceError
 from pipeline.job import DatasetOptions
-from pipeline.locations import redact_all
+from pipeline.redaction import redact
 from pipeline.sources import Split
 
 BATCH_ROWS = 256
@@ -40,13 +40,18 @@ class DatasetSource:
     @cached_property
     def _builder(self) -> Any:
         options = self.options
+        if options.path == "pandas":  # which some versions of datasets have
+            raise JobError(
+                "input.dataset pandas: this loader unpickles files, which would run what code they hold: "
+                "write them as Parquet or JSON Lines"
+            )
         datasets.disable_progress_bars()
         files = {} if options.data_files is None else {"data_files": options.data_files}
         try:
             return datasets.load_dataset_builder(
                 options.path, options.name, data_dir=options.data_dir, revision=options.revision, **files
             )
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # each loader has exceptions of its own
             raise JobError(self._refusal(error)) from error
 
     @cached_property
@@ -58,12 +63,11 @@ class DatasetSource:
                 return dataset if self.limit is None else dataset.take(self.limit)
             builder.download_and_prepare()
             return builder.as_dataset(split)
-        except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # each loader has exceptions of its own
             raise JobError(self._refusal(error)) from error
 
     def _refusal(self, error: Exception) -> str:
         given = {key: value for key, value in self.options.model_dump().items() if value not in (None, False)}
-        given = redact_all(given)
         reason = " ".join(str(error).split()) or "no rows in it"
         return f"input.dataset {given}: {reason}; check path, name, split and data_files"
 
@@ -75,7 +79,7 @@ class DatasetSource:
 
     def splits(self) -> list[Split]:
         identity = self._identity()
-        name = f"{self.options.path}:{self.options.split}"
+        name = redact(f"{self.options.path}:{self.options.split}")
         if not self.options.streaming:
             return [Split(0, name, self._dataset.num_rows, identity)]
         if self.limit is not None:

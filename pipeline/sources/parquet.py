@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,17 +16,24 @@ from fsspec.utils import glob_translate
 from pyarrow import fs
 
 from pipeline.errors import JobError, SourceError
-from pipeline.locations import Location, absolute, locate, redact
+from pipeline.locations import Location, absolute, locate
+from pipeline.redaction import redact_error
 from pipeline.retries import explain, is_transient, resumed
 from pipeline.sources import Split
 
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, MemoryError)
+"""What pyarrow raises over a damaged file: column names that are not UTF-8 and impossible sizes, besides its own."""
 SUFFIXES = (".parquet", ".parq", ".pq")
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 1024
+BUFFER_BYTES = 64 << 20
+"""Of all columns together that are held undecoded; without a bound a whole row group is."""
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
+    name: int
+    """Index of the name that led to it."""
     location: Location
     info: fs.FileInfo
     metadata: pq.FileMetaData
@@ -38,16 +45,24 @@ class ParquetSource:
 
     def __init__(self, names: str | Sequence[str]) -> None:
         # Absolute, since a worker's working directory is its own.
-        self.names = [absolute(name) for name in ([names] if isinstance(names, str) else names)]
+        self.names = [absolute(name, "input.parquet") for name in ([names] if isinstance(names, str) else names)]
+        if not self.names:
+            raise JobError("input.parquet is an empty list: name a file, a folder or a pattern")
         self._open: dict[int, _Cursor] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {"names": self.names, "_open": {}}
+        # Where the splits are, for workers: a split's name has lost what may be secret in it.
+        return {"names": self.names, "_open": {}, "_places": self._places}
+
+    @cached_property
+    def _places(self) -> list[tuple[int, str]]:
+        """Of each split the name that led to it, and its path in that name's file system."""
+        return [(each.name, each.location.path) for each in self._files]
 
     @cached_property
     def _files(self) -> list[_File]:
-        found = [each for name in self.names for each in _list(name)]
-        twice = [path for path, count in Counter(each.path for each, _ in found).items() if count > 1]
+        found = [(index, *each) for index, name in enumerate(self.names) for each in _list(name)]
+        twice = [path for path, count in Counter(each.path for _, each, _ in found).items() if count > 1]
         if twice:
             raise JobError(f"input.parquet names {twice[0]} twice: its rows would be done twice; name it once")
         with ThreadPoolExecutor(16) as pool:
@@ -62,7 +77,12 @@ class ParquetSource:
         twice = [name for name, count in Counter(model.schema.names).items() if count > 1]
         if twice:
             raise JobError(f"{model.location.uri} has two columns named {twice[0]!r}: rename one of them")
-        return model.schema
+        files = [each.schema for each in self._files if each.metadata.num_rows]
+        fields = [
+            field.with_nullable(field.nullable or any(each.field(index).nullable for each in files))
+            for index, field in enumerate(model.schema)
+        ]
+        return pa.schema(fields)
 
     def splits(self) -> list[Split]:
         return [
@@ -73,7 +93,7 @@ class ParquetSource:
     def read(self, split: Split, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         try:
             yield from resumed(lambda row: self._read(split, row, stop, columns), start)
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise SourceError(f"{split.name} can't be read at rows {start} to {stop}: {explain(error)}") from error
 
     def _read(self, split: Split, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -84,10 +104,8 @@ class ParquetSource:
         self._open = {split.index: cursor}
 
     def _location(self, split: Split) -> Location:
-        bases = [locate(name, "input.parquet") for name in self.names]
-        base = next(each for each in bases if split.name.startswith(each.at(_fixed(each.path)).uri))
-        path = split.name if base.local else split.name.partition("://")[2]
-        location = base.at(path)
+        name, path = self._places[split.index]
+        location = locate(self.names[name], "input.parquet").at(path)
         (info,) = location.filesystem.get_file_info([path])
         found = _identity(location, info) if info.type == fs.FileType.File else None
         if found != split.identity:
@@ -103,7 +121,8 @@ class _Cursor:
 
     def __init__(self, location: Location, split: Split, columns: Sequence[str]) -> None:
         self.columns = list(columns)
-        self.file = pq.ParquetFile(location.filesystem.open_input_file(location.path), memory_map=location.local)
+        self.split = split
+        self.file = _opened(location)
         self.ends = _row_group_ends(self.file.metadata)
         self.row: int | None = None
         self.rest: Iterator[pa.RecordBatch] = iter(())
@@ -126,7 +145,7 @@ class _Cursor:
             batch = self.left if self.left is not None else next(self.rest, None)
             self.left = None
             if batch is None:
-                return
+                raise SourceError(f"{self.split.name} ends at row {self.row}, before its footer says: write it again")
             skip = min(max(start - self.row, 0), batch.num_rows)
             keep = min(stop - self.row, batch.num_rows)
             self.left = batch.slice(keep) if keep < batch.num_rows else None
@@ -137,8 +156,28 @@ class _Cursor:
     def _seek(self, start: int) -> None:
         first = self._group(start)
         self.row = self.ends[first - 1] if first else 0
-        groups = list(range(first, len(self.ends)))
-        self.rest = self.file.iter_batches(_batch_rows(self.file.metadata), groups, columns=self.columns)
+        self.rest = self._batches(range(first, len(self.ends)))
+
+    def _batches(self, groups: Iterable[int]) -> Iterator[pa.RecordBatch]:
+        rows = _batch_rows(self.file.metadata)
+        for group in groups:  # one by one, since Arrow can't make a batch of two nested dictionaries
+            for batch in self.file.iter_batches(rows, [group], columns=self.columns):
+                # Arrow takes a column's name for the beginning of a path, and gives a.b with a.
+                yield batch.select(self.columns)
+
+
+def _opened(location: Location) -> pq.ParquetFile:
+    """The file, read a few pages at a time, their checksums checked where the writer left some."""
+    file = location.filesystem.open_input_file(location.path)
+    metadata = pq.read_metadata(file)
+    buffer = BUFFER_BYTES // max(metadata.num_columns, 1)
+    return pq.ParquetFile(
+        file,
+        metadata=metadata,
+        buffer_size=min(max(buffer, 64 << 10), 4 << 20),
+        pre_buffer=False,
+        page_checksum_verification=True,
+    )
 
 
 def _row_group_ends(metadata: pq.FileMetaData) -> list[int]:
@@ -157,23 +196,27 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
 
 def _list(name: str) -> list[tuple[Location, fs.FileInfo]]:
     """The files that one entry of input.parquet names, by name; hidden ones (. and _) are left out of folders."""
+    try:
+        return _found(name)
+    except (pa.ArrowException, OSError, ValueError, re.error) as error:
+        raise JobError(f"input.parquet {name} can't be listed: {redact_error(error, name)}") from error
+
+
+def _found(name: str) -> list[tuple[Location, fs.FileInfo]]:
     if _is_glob(name):
         found = _glob(name)
     else:
         location = locate(name, "input.parquet")
-        try:
-            (info,) = location.filesystem.get_file_info([location.path])
-        except OSError as error:
-            raise JobError(f"input.parquet {redact(name)}: {error}") from error
+        (info,) = location.filesystem.get_file_info([location.path])
         if info.type == fs.FileType.NotFound:
-            raise JobError(f"input.parquet {redact(name)}: there is no such file or folder ({location.uri})")
+            raise JobError(f"input.parquet {name}: there is no such file or folder ({location.uri})")
         if info.type == fs.FileType.File:
             return [(location, info)]
         found = [
             each for each in _walk(location) if each.path.endswith(SUFFIXES) and not _hidden(each.path, location.path)
         ]
         if not found:
-            raise JobError(f"input.parquet {redact(name)}: no .parquet file is in this folder ({location.uri})")
+            raise JobError(f"input.parquet {name}: no .parquet file is in this folder ({location.uri})")
     base = locate(name, "input.parquet")
     return [(base.at(info.path), info) for info in sorted(found, key=lambda info: info.path)]
 
@@ -195,9 +238,7 @@ def _glob(name: str) -> list[fs.FileInfo]:
     pattern = re.compile(glob_translate(location.path))
     found = [info for info in _walk(location.at(fixed)) if pattern.fullmatch(info.path)]
     if not found:
-        raise JobError(
-            f"input.parquet {redact(name)}: no file matches this pattern; looked in {location.at(fixed).uri}"
-        )
+        raise JobError(f"input.parquet {name}: no file matches this pattern; looked in {location.at(fixed).uri}")
     return found
 
 
@@ -210,17 +251,22 @@ def _hidden(path: str, base: str) -> bool:
     return any(name.startswith((".", "_")) for name in path[len(base) :].split("/"))
 
 
-def _footer(location: Location, info: fs.FileInfo) -> _File:
+def _footer(name: int, location: Location, info: fs.FileInfo) -> _File:
     try:
         with location.filesystem.open_input_file(location.path) as file:
             opened = pq.ParquetFile(file)
-            return _File(location, info, opened.metadata, opened.schema_arrow)
-    except (pa.ArrowException, OSError) as error:
+            metadata, schema = opened.metadata, opened.schema_arrow
+        ends = _row_group_ends(metadata)
+        if metadata.num_rows != (ends[-1] if ends else 0) or ends != sorted(ends):
+            raise pa.ArrowInvalid(f"its footer counts {metadata.num_rows} rows, and its row groups other ones")
+        _ = schema.names  # which may be no UTF-8
+    except _UNREADABLE as error:
         if is_transient(error):
             raise SourceError(f"{location.uri} can't be read: {explain(error)}") from error
         raise JobError(
             f"{location.uri} is not a whole Parquet file ({error}): write it again, or leave it out of input.parquet"
         ) from error
+    return _File(name, location, info, metadata, schema)
 
 
 def _model(files: list[_File]) -> _File:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gpt2model.generation import Continuation, Request
 from gpt2model.generation.engine import EngineCounts
 from pipeline.continuing import GROUPS_AT_ONCE, EngineRunner
-from pipeline.errors import EngineBroken
+from pipeline.errors import WorkerBroken
 
 PATIENCE = 60
 """Seconds after which a test that waits for nothing fails; none waits so long."""
@@ -119,10 +119,10 @@ def test_an_engine_that_raises_tells_every_order_that_waits_and_those_that_come(
     # The engines that are left may have finished what the broken one had no part in.
     assert told if engines > 1 else len(told) == 4
     for each in told:
-        assert isinstance(each, EngineBroken)
+        assert isinstance(each, WorkerBroken)
         assert "ZeroDivisionError: a kernel was lost" in str(each)
         assert isinstance(each.__cause__, ZeroDivisionError)
-    with pytest.raises(EngineBroken, match="a kernel was lost"):
+    with pytest.raises(WorkerBroken, match="a kernel was lost"):
         runner.run(order([0] * 1000, [5] * 1000))
 
 
@@ -131,7 +131,7 @@ def test_a_request_that_an_engine_refuses_is_told_too() -> None:
         def submit(self, requests: list[Request]) -> None:
             raise ValueError("a prompt of 0 tokens")
 
-    with pytest.raises(EngineBroken, match="a prompt of 0 tokens"):
+    with pytest.raises(WorkerBroken, match="a prompt of 0 tokens"):
         runner_of(Refusing(1)).run(order([0], [1]))
 
 

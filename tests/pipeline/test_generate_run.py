@@ -64,11 +64,12 @@ def run(job: Path, out: Path, *overrides: str, worker_class: type[Worker] = Work
 
 def done_here(job: Path, out: Path, *overrides: str) -> pa.Table:
     """The output of one worker in this process, without Ray."""
-    spec = prepare(load_job(job, [f"output.path={out}", *overrides])).spec
+    prepared = prepare(load_job(job, [f"output.path={out}", *overrides]))
+    spec = prepared.spec
     spec.store.create()
     worker = Worker(spec)
     worker.start()
-    for part in spec.plan.parts():
+    for part in prepared.plan.parts():
         worker.run(part)
     return pa.concat_tables(files(out).values())
 

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.compose import load_job
-from pipeline.errors import EngineBroken, OutputRefused, PipelineError, WorkerError
+from pipeline.errors import OutputRefused, PipelineError, WorkerBroken, WorkerError
 from pipeline.plan import Part
 from pipeline.run import Outcome, run_job
 from pipeline.worker import PartReport, Worker
@@ -108,8 +108,8 @@ def test_killed_workers_lose_nothing_and_change_nothing(write_job: JobWriter, tm
 
         groups = 0
 
-        def _prepared(self, part: Part) -> Iterator[Any]:
-            for group in super()._prepared(part):
+        def _prepared(self, part: Part, only: Sequence[int] | None = None) -> Iterator[Any]:
+            for group in super()._prepared(part, only):
                 self.groups += 1
                 if self.groups == 3 and (left := int(lives.read_text())):
                     lives.write_text(str(left - 1))
@@ -133,7 +133,7 @@ def test_a_worker_whose_engine_broke_is_replaced(write_job: JobWriter, tmp_path:
         def _compute(self, group: Any) -> Any:
             if left := int(lives.read_text()):
                 lives.write_text(str(left - 1))
-                raise EngineBroken("RuntimeError: CUDA error")
+                raise WorkerBroken("RuntimeError: CUDA error")
             return super()._compute(group)
 
     run(write_job(output={"path": str(tmp_path / "calm")}))
@@ -157,7 +157,7 @@ def test_a_part_that_always_takes_its_worker_down_is_given_up_and_the_others_fin
     with pytest.raises(PipelineError, match=r"1 parts failed.*same command does these again") as failure:
         run(job, worker_class=Poisoned)
     assert failure.value.exit_code == 1
-    assert "took its worker down 2 times" in str(failure.value)
+    assert "took its worker down 2 times, and yet each of its rows passes alone" in str(failure.value)
     assert read(tmp_path / "out").num_rows == 800
     run(job)
     assert read(tmp_path / "out").column("id").to_pylist() == list(range(900))

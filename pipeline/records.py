@@ -1,0 +1,137 @@
+"""What a run writes down of itself while it goes on: `_pipeline/progress.json`, and the index of its parts.
+
+Both are for others to read (`pipeline status`, the next resume). That one can't be written never fails the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+
+from pipeline.errors import Interrupted, LeaseHeld, PipelineError
+from pipeline.index import Counted
+from pipeline.plan import Part, Plan
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.driver import Driver
+    from pipeline.worker import Counts
+
+PROGRESS = "progress.json"
+LOCAL_SECONDS, REMOTE_SECONDS = 5.0, 15.0
+"""Between two writes of the progress, on a disk and on an object store."""
+INDEX_SECONDS = 60.0
+MOST_EVENTS = 20
+
+
+@dataclass(slots=True)
+class Tally:
+    """Rows, errors and the task's figures, over every committed part."""
+
+    rows: int = 0
+    errors: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def add(self, counted: Counted) -> None:
+        """Count a part."""
+        self._count(counted, 1)
+
+    def remove(self, counted: Counted) -> None:
+        """Count a part no more, since another takes its place."""
+        self._count(counted, -1)
+
+    def _count(self, counted: Counted, times: int) -> None:
+        self.rows += times * counted.rows
+        self.errors += times * counted.errors
+        for name, value in counted.figures.items():
+            self.figures[name] = self.figures.get(name, 0.0) + times * value
+
+
+class Recorder:
+    """Writes in a thread of its own, so that a slow store holds nobody up; what isn't written in time is left out."""
+
+    def __init__(self, store: Store, plan: Plan, tally: Tally, retry: bool = False) -> None:
+        """`retry`: rows that are counted already are done again."""
+        self.store, self.plan, self.tally, self.retry = store, plan, tally, retry
+        self.every = LOCAL_SECONDS if store.folder.local else REMOTE_SECONDS
+        self.content: dict[str, Any] = {
+            "state": "running",
+            "reason": None,
+            "fingerprint": plan.fingerprint,
+            "started": time.time(),
+            "rows_total": plan.rows,
+        }
+        self._before = (0, 0)
+        self._fresh: dict[str, Counted] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="records")
+        self._writing: Future[None] | None = None
+        self._written = 0.0
+        self._indexed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._write()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, LeaseHeld):  # else the folder is another driver's
+            interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+            state = "finished" if error is None else "interrupted" if interrupted else "failed"
+            self.content |= {"state": state, "reason": None if error is None else str(error) or type(error).__name__}
+            self.content |= {"rows": self.tally.rows, "errors": self.tally.errors, "workers": 0}
+            self._write(index=True)
+        self._pool.shutdown()
+
+    def committed(self, part: Part, counted: Counted) -> None:
+        """Take note of a part that stands in the folder."""
+        self._fresh[part.name] = counted
+
+    def resumed(self) -> None:
+        """All that was committed before has been told."""
+        self._before = (self.tally.rows, self.tally.errors)
+        self.content |= {"rows": self.tally.rows, "errors": self.tally.errors}
+
+    def update(self, driver: Driver) -> None:
+        """Write down what the driver says, where the last time is long enough ago and has come to its end."""
+        counts = driver.counts
+        rows, errors = (self.tally.rows, self.tally.errors) if self.retry else self._so_far(counts)
+        seconds = time.monotonic() - driver.began if driver.began else 0.0
+        self.content |= {
+            "rows": rows,
+            "errors": errors,
+            "tokens": counts.tokens,
+            "rows_a_second": counts.rows / seconds if seconds else None,
+            "tokens_a_second": counts.tokens / seconds if seconds else None,
+            "workers": driver.workers,
+            "events": list(getattr(driver, "events", ()))[-MOST_EVENTS:],
+        }
+        now = time.monotonic()
+        if now - self._written >= self.every and (self._writing is None or self._writing.done()):
+            self._write(index=now - self._indexed >= INDEX_SECONDS)
+
+    def _so_far(self, counts: Counts) -> tuple[int, int]:
+        """Rows and errors, those of parts that aren't committed included."""
+        return self._before[0] + counts.rows, self._before[1] + counts.errors
+
+    def _write(self, index: bool = False) -> None:
+        self._written = time.monotonic()
+        fresh: dict[str, Counted] = {}
+        if index:
+            self._indexed = self._written
+            fresh, self._fresh = self._fresh, {}
+        self._writing = self._pool.submit(self._put, {**self.content, "updated": time.time()}, fresh)
+
+    def _put(self, content: Mapping[str, Any], fresh: Mapping[str, Counted]) -> None:
+        with contextlib.suppress(OSError, PipelineError, pa.ArrowException):
+            self.store.write_record(PROGRESS, content)
+        with contextlib.suppress(OSError, PipelineError, pa.ArrowException):
+            if fresh:
+                self.store.write_index(self.plan, fresh)
