@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ray
+from rich.console import Console
 
 import gpt2model
 import pipeline
@@ -17,6 +21,9 @@ from pipeline.job import ClusterOptions
 
 OBJECT_STORE_BYTES = 100 << 20
 """Nothing but parts' names and counts passes through Ray, so the object store can be near Ray's smallest."""
+KNOCK_SECONDS = 2.0
+GONE_SECONDS = 20.0
+"""Well below the minute after which Ray ends this process by itself, if at all, with a line of C++."""
 
 
 @contextlib.contextmanager
@@ -51,6 +58,62 @@ def connected(cluster: ClusterOptions, debug: bool = False) -> Iterator[None]:
         where = f"cluster.address {address}" if address else "a local Ray"
         raise JobError(f"{where} can't be reached: {' '.join(str(error).split())}") from error
     try:
-        yield
+        with _watched(f"the cluster at {address}" if address else "the local Ray of this command"):
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _watched(ray_name: str) -> Iterator[None]:
+    """End this process with a word when the Ray it is connected to has been gone for GONE_SECONDS.
+
+    Nothing gentler is left then: the driver hangs inside Ray's calls, where no exception reaches it.
+    """
+    ended, doors = threading.Event(), _doors()
+
+    def watch() -> None:
+        heard = time.monotonic()
+        while not ended.wait(KNOCK_SECONDS):
+            silent = [name for name, door in doors.items() if not _answers(door)]
+            if not silent:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > GONE_SECONDS and not ended.is_set():
+                _give_up(ray_name, silent[0])
+
+    thread = threading.Thread(target=watch, name="ray-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _doors() -> Mapping[str, tuple[str, int]]:
+    """Where the two processes listen that a driver can't do without."""
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return {
+        "head": (host.strip("[]"), int(port)),
+        "node on this machine": (here["NodeManagerAddress"], here["NodeManagerPort"]),
+    }
+
+
+def _answers(door: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(door, timeout=KNOCK_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _give_up(ray_name: str, silent: str) -> None:
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console.show_cursor()
+    console.print(
+        f"Error: {ray_name} is gone: its {silent} has not answered for {GONE_SECONDS:.0f} s. What was committed stays: "
+        "the same command goes on from there, on any Ray that runs"
+    )
+    os._exit(1)

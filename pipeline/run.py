@@ -50,9 +50,9 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker, 
     """
     prepared = prepare(job)
     plan, store = prepared.plan, prepared.store
-    begun = store.opened(plan)
-    if retry and not begun:
+    if retry and not store.opened(plan):
         raise JobError(f"output.path {store.folder.uri} holds no run whose rows could be done again: run the job first")
+    store.opened(plan)
     store.create()
     tally = Tally()
     with Lease(store) as lease, Recorder(store, plan, tally, retry) as recorder:

@@ -291,6 +291,19 @@ class StagedPart:
         self.file.unlink(missing_ok=True)
 
 
+def standing_parts(plan: Plan, names: Collection[str]) -> Iterator[Part]:
+    """The parts of `plan` that are among `names`, in input order; of a streamed split those without a gap."""
+    for first in plan.parts():
+        part: Part | None = first
+        while part is not None and part.name in names:
+            yield part
+            part = plan.following(part, part.stop - part.start)
+
+
+def _trusted(entry: Entry | None, info: fs.FileInfo) -> bool:
+    return entry is not None and entry.of(info)
+
+
 def _put(target: Location, content: bytes | pa.Buffer) -> None:
     """Write one object in one piece, and look at what has become of it. Raises OSError."""
     with target.filesystem.open_output_stream(target.path) as stream:
@@ -316,19 +329,6 @@ def _replace(target: Location, content: bytes) -> None:
         draft.replace(target.path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def standing_parts(plan: Plan, names: Collection[str]) -> Iterator[Part]:
-    """The parts of `plan` that are among `names`, in input order; of a streamed split those without a gap."""
-    for first in plan.parts():
-        part: Part | None = first
-        while part is not None and part.name in names:
-            yield part
-            part = plan.following(part, part.stop - part.start)
-
-
-def _trusted(entry: Entry | None, info: fs.FileInfo) -> bool:
-    return entry is not None and entry.of(info)
 
 
 def _sync(path: Path) -> None:
