@@ -39,6 +39,9 @@ INPUTS = ("parquet", "streamed")
 ATTEMPTS = 5
 """More than the faults of one run: a part that is hit by all of them is not to be given up."""
 
+HEARTBEAT = 10.0
+"""Longer than any pause of a worker that goes on afterwards."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -62,7 +65,7 @@ def make_case(task: str, source: str, checkpoint: Path, folder: Path) -> Case:
         "model": {"path": str(model)},
         "input": _write_parquet(folder) if source == "parquet" else _write_lines(folder),
         "output": {"path": str(folder / "calm"), "rows_per_part": ROWS_PER_PART},
-        "cluster": {"cpus_per_worker": 1, "attempts": ATTEMPTS},
+        "cluster": {"cpus_per_worker": 1, "attempts": ATTEMPTS, "heartbeat": HEARTBEAT},
         **({task: OPTIONS[task]} if task in OPTIONS else {}),
     }
     job.write_text(yaml.safe_dump(content))

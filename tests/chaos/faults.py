@@ -14,7 +14,7 @@ from tests.pipeline.faulty_s3 import TRANSIENT
 
 MOST_FAULTS = 3
 DEADLY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGILL, signal.SIGBUS)
-LEFT = ("staging/part-00001-0000000000.aaaa.parquet", "staging/garbage")
+LEFT = ("index", "progress.json", "staging/part-00001-0000000000.aaaa.parquet", "staging/garbage")
 LONG = 120.0
 
 
@@ -78,6 +78,18 @@ class PauseWorker:
         command.until(lambda: False, self.seconds)
         _send(victim, signal.SIGCONT)
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class HangWorker:
+    """Stopped for good: only its heartbeat tells."""
+
+    place: float
+    codes = frozenset[int]()
+
+    def strike(self, command: Command) -> bool:
+        victim = _victim(command, self.place)
+        return victim is not None and _send(victim, signal.SIGSTOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +177,7 @@ def _draw_fault(chance: random.Random, local: bool, nodes: bool) -> Fault:
         SignalWorker(chance.choice(DEADLY), chance.random()),
         SignalWorker(chance.choice(DEADLY), chance.random()),
         PauseWorker(chance.choice([0.3, 1.0, 3.0]), chance.random()),
+        HangWorker(chance.random()),
     ]
     if nodes:
         made += [KillNode(chance.random()), KillNode(chance.random()), JoinNode()]

@@ -1,6 +1,6 @@
 """Runs are disturbed by random faults at random moments, and the same command then finishes: exactly once, bit for bit.
 
-PIPELINE_CHAOS says how many runs (make chaos: 200); PIPELINE_CHAOS_SEED=n replays one.
+PIPELINE_CHAOS says how many runs (make chaos: 200); PIPELINE_CHAOS_SEED=n replays one, n-m all from n to m.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tests.chaos.processes import SHARED_MEMORY, unused_shared_memory
 from tests.pipeline.faulty_s3 import FaultyS3
 
 CHOSEN = os.environ.get("PIPELINE_CHAOS_SEED")
-SEEDS = [int(CHOSEN)] if CHOSEN else list(range(int(os.environ.get("PIPELINE_CHAOS", "4"))))
+FIRST, _, LAST = (CHOSEN or f"0-{int(os.environ.get('PIPELINE_CHAOS', '3')) - 1}").partition("-")
+SEEDS = range(int(FIRST), int(LAST or FIRST) + 1)
 
 
 def kind(seed: int) -> tuple[str, str, str, str]:

@@ -35,7 +35,7 @@ def progress(folder: Path) -> dict[str, Any]:
 def test_what_the_driver_says_is_written_down(tmp_path: Path) -> None:
     tally = Tally()
     with Recorder(store_at(tmp_path), make_plan(), tally) as recorder:
-        tally.add(100, 1, {})
+        tally.add(Counted(100, 1, {}))
         recorder.resumed()
         recorder.every = 0.0
         while progress_rows(tmp_path) != 130:
