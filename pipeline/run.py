@@ -49,36 +49,46 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker, 
     Raises PipelineError; its `exit_code` is the command's.
     """
     prepared = prepare(job)
-    plan, store = prepared.plan, prepared.store
-    if retry and not store.opened(plan):
+    store = prepared.store
+    known = store.opened(prepared.plan)
+    if retry and not known:
         raise JobError(f"output.path {store.folder.uri} holds no run whose rows could be done again: run the job first")
-    store.opened(plan)
     store.create()
-    tally = Tally()
-    with Lease(store) as lease, Recorder(store, plan, tally, retry) as recorder:
-        known = store.opened(plan)  # again: another run may have begun, and ended, before the lease was had
+    with Lease(store) as lease:
         store.clear_staging()
-        if not known:
-            store.write_record("job.yaml", yaml.safe_dump(resolved_job(job), sort_keys=False, allow_unicode=True))
-            store.write_record("plan.json", plan.to_json())
+        outcome = _run(prepared, lease, debug, worker_class, retry)
+        store.clear_staging()
+    return outcome
+
+
+def _run(prepared: Prepared, lease: Lease, debug: bool, worker_class: type[Worker], retry: bool) -> Outcome:
+    plan, store, tally, stop = prepared.plan, prepared.store, Tally(), _StopRequest()
+    with Recorder(store, plan, tally, retry) as recorder:
+        _write_job(prepared)
         left, failed = _resume(prepared, tally, recorder)
         waiting = _failed_only(left, failed) if retry else left
         before = Counted(tally.rows, tally.errors, {})
-        stop = _StopRequest()
         with Watch(*((before.errors, 0) if retry else (plan.rows, before.rows))) as watch:
             watch.log(f"{plan.fingerprint[:10]}: {tally.rows:,} rows done before; output in {store.folder.uri}")
             first, driver = next(waiting, None), None
             if first is not None:
                 watchers = (watch, recorder, lease, stop)
                 driver = _drive(prepared, chain([first], waiting), tally, watchers, debug, worker_class)
-        store.clear_staging()
         _refuse_failures(driver.failures if driver else [])
         if plan.rows is not None and tally.rows != plan.rows:
             raise PipelineError(f"{tally.rows} rows are in the output and {plan.rows} in the input: this is a defect")
-        done = before.errors if retry else tally.rows - before.rows
-        summary = _summary(prepared, tally, done, driver)
+        summary = _summary(prepared, tally, before.errors if retry else tally.rows - before.rows, driver)
         store.write_record("summary.json", summary)
         return Outcome(tally.rows, tally.errors, summary)
+
+
+def _write_job(prepared: Prepared) -> None:
+    """The records of a new run. Looks again: another may have begun, and ended, before the lease was had."""
+    if prepared.store.opened(prepared.plan):
+        return
+    job = yaml.safe_dump(resolved_job(prepared.job), sort_keys=False, allow_unicode=True)
+    prepared.store.write_record("job.yaml", job)
+    prepared.store.write_record("plan.json", prepared.plan.to_json())
 
 
 def _resume(prepared: Prepared, tally: Tally, recorder: Recorder) -> tuple[Iterator[Part], list[Part]]:

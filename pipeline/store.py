@@ -11,6 +11,7 @@ import errno
 import json
 import mmap
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -114,9 +115,11 @@ class Store:
 
     def clear_staging(self) -> None:
         """Remove what killed attempts left; only for the holder of the lease, when no worker writes."""
-        if self.folder.local:
-            with _store_errors(self.folder.uri):
-                self.folder.filesystem.delete_dir_contents(self.records.child(STAGING).path, missing_dir_ok=True)
+        if not self.folder.local:
+            return
+        with _store_errors(self.folder.uri):
+            for left in Path(self.records.child(STAGING).path).iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def committed(self, plan: Plan) -> Iterator[tuple[Part, Counted]]:
         """The parts of `plan` that stand in the folder, in input order, and what is counted of them.
