@@ -2,8 +2,8 @@
 
 It holds no rows and no results, only what parts are waiting, which worker has which, and numbers. A worker that dies
 or hangs is replaced and its parts go to another. A part that keeps ending its worker is searched for the row that does
-it (search.py), which is set aside. A part whose input can't be read or whose output can't be written is given up, and
-the others finish.
+it (search.py), which is set aside. A part whose input can't be read is given up, and the others finish; output that
+can't be written ends the run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.assignment import Assignment
 from pipeline.deaths import Death, death_of
-from pipeline.errors import PipelineError, WorkerBroken, WorkerError
+from pipeline.errors import PipelineError, StoreError, WorkerBroken, WorkerError
 from pipeline.job import ClusterOptions
 from pipeline.plan import Part, Plan
 from pipeline.worker import Counts, PartReport, Worker, WorkerSpec
@@ -86,7 +86,7 @@ class Driver:
         self.began = self.ended = 0.0
         """Monotonic seconds: the first worker is ready, the last part is committed."""
         self.stopping = False
-        """Set by `tick`: what is being committed is let end, and nothing else."""
+        """Set by `tick`, or when the output can't be written: what is being committed is let end, and nothing else."""
         self._spec = ray.put(spec)
         self._actor_class = ray.remote(worker_class)
         self._source: Iterator[Part] = iter(waiting)
@@ -268,6 +268,8 @@ class Driver:
         assignment = seat.parts.pop(answer)
         if isinstance(cause, PipelineError):
             self.failures.append(Failure(assignment.part, reason))
+            # What can't be written now can't be in a minute: whatever else is computed would be for nothing.
+            self.stopping |= isinstance(cause, StoreError)
             return
         assignment.raised(reason)
         self._give_up(assignment) if assignment.given_up else self._hand(seat, assignment)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline.cluster import connected
-from pipeline.driver import Driver, Failure
+from pipeline.driver import Driver
 from pipeline.errors import Interrupted, JobError, PipelineError, WorkerError
 from pipeline.index import Counted
 from pipeline.job import Job
@@ -74,7 +74,7 @@ def _run(prepared: Prepared, lease: Lease, debug: bool, worker_class: type[Worke
             if first is not None:
                 watchers = (watch, recorder, lease, stop)
                 driver = _drive(prepared, chain([first], waiting), tally, watchers, debug, worker_class)
-        _refuse_failures(driver.failures if driver else [])
+        _refuse_failures(driver)
         if plan.rows is not None and tally.rows != plan.rows:
             raise PipelineError(f"{tally.rows} rows are in the output and {plan.rows} in the input: this is a defect")
         summary = _summary(prepared, tally, before.errors if retry else tally.rows - before.rows, driver)
@@ -131,7 +131,7 @@ def _drive(
     watch, recorder, lease, stop = watchers
 
     def tick(driver: Driver) -> None:
-        driver.stopping = stop.asked
+        driver.stopping |= stop.asked
         lease.check()
         watch.update(driver.counts, driver.workers)
         recorder.update(driver)
@@ -156,16 +156,18 @@ def _drive(
     return driver
 
 
-def _refuse_failures(failures: list[Failure]) -> None:
-    if not failures:
+def _refuse_failures(driver: Driver | None) -> None:
+    if driver is None or not driver.failures:
         return
     told = [
         f"{each.part.name} ({each.part.split.name}, rows {each.part.start} to {each.part.stop}): {each.reason}"
-        for each in failures[:MOST_FAILURES_TOLD]
+        for each in driver.failures[:MOST_FAILURES_TOLD]
     ]
-    more = f"\n(and {len(failures) - len(told)} more)" if len(failures) > len(told) else ""
+    count = len(driver.failures)
+    more = f"\n(and {count - len(told)} more)" if count > len(told) else ""
+    others = "the run was stopped there" if driver.stopping else "all others are committed"
     raise PipelineError(
-        f"{len(failures)} parts failed; all others are committed, and the same command does these again:\n"
+        f"{count} part{'s' if count > 1 else ''} failed; {others}, and the same command goes on:\n"
         + "\n".join(told)
         + more
     )

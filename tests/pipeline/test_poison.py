@@ -109,7 +109,7 @@ def test_an_error_outside_of_the_rows_gives_the_part_up_by_name(write_job: JobWr
                 raise ValueError("no footer")
             return super()._footer(part, *rest)
 
-    with pytest.raises(PipelineError, match=r"(?s)1 parts failed.*part-00002.*ValueError: no footer"):
+    with pytest.raises(PipelineError, match=r"(?s)1 part failed.*part-00002.*ValueError: no footer"):
         run(write_job(), worker_class=Footless)
     assert read(tmp_path / "out").num_rows == 800
 

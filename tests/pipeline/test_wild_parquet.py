@@ -346,7 +346,7 @@ def test_a_flipped_bit_fails_its_split_by_name_and_the_others_finish(write_job: 
     flipped(folder / "b.parquet")
     pq.write_table(pa.table({"text": ["c"] * 10}), folder / "c.parquet")
     with pytest.raises(
-        PipelineError, match=r"1 parts failed(?s:.*)b\.parquet can't be read at rows 0 to 100: .*(CRC|checksum)"
+        PipelineError, match=r"1 part failed(?s:.*)b\.parquet can't be read at rows 0 to 100: .*(CRC|checksum)"
     ):
         run_job(load_job(write_job(input={"parquet": str(folder)})))
     assert sum(pq.read_metadata(file).num_rows for file in (tmp_path / "out").glob("part-*")) == 20
