@@ -79,7 +79,7 @@ class Driver:
         self.tick, self.done, self.tell = tick, done, tell
         self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
         """What happened last beside the work, each with its Unix time."""
-        self.num_gpus, self.num_cpus = num_gpus, spec.threads
+        self.needs = _needs(self.cluster, spec.threads, num_gpus)
         self.failures: list[Failure] = []
         self.device = ""
         self.tokens = 0
@@ -147,13 +147,19 @@ class Driver:
 
     def room(self) -> int:
         """Workers that the cluster, as it is now, has resources for."""
-        resources = ray.cluster_resources()
-        by_cpu = int(resources.get("CPU", 0) // self.num_cpus)
-        return by_cpu if not self.num_gpus else min(by_cpu, int(resources.get("GPU", 0) / self.num_gpus))
+        held = ray.cluster_resources()
+        return min(int(held.get(name, 0) / amount) for name, amount in self.needs.items())
 
     def _hire(self) -> _Seat:
+        needs = dict(self.needs)
         actor = self._actor_class.options(
-            num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_concurrency=CALLS_AT_ONCE, max_restarts=0
+            num_cpus=needs.pop("CPU"),
+            num_gpus=needs.pop("GPU", 0),
+            memory=needs.pop("memory", None),
+            resources=needs,
+            scheduling_strategy=self.cluster.placement.upper(),
+            max_concurrency=CALLS_AT_ONCE,
+            max_restarts=0,
         ).remote(self._spec)
         return _Seat(actor, actor.start.remote())
 
@@ -341,3 +347,10 @@ class Driver:
             self.tokens += report.tokens
             self.ended = time.monotonic()
             self.done(report)
+
+
+def _needs(cluster: ClusterOptions, cpus: int, gpus: float) -> dict[str, float]:
+    """What one worker takes of Ray's resources, by their names."""
+    memory = 0 if cluster.memory_per_worker is None else int(cluster.memory_per_worker * 2**30)
+    needs = {"CPU": cpus, "GPU": gpus, "memory": memory, **cluster.resources}
+    return {name: amount for name, amount in needs.items() if amount}

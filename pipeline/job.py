@@ -118,6 +118,12 @@ class ClusterOptions(Options):
     """May be a fraction. null: 1 where this machine has a CUDA device, else 0."""
     cpus_per_worker: Positive | None = None
     """Cores and threads of one worker, which share its model. null: up to 4 on a CPU, 1 beside a GPU."""
+    memory_per_worker: Annotated[float, Field(gt=0)] | None = None
+    """GiB of its node's memory that a worker reserves, so that no more go there than fit. null: none."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Ray's own resources that a worker holds: {fast: 1} goes to nodes that were started with such a one."""
+    placement: Literal["default", "spread"] = "default"
+    """default: Ray fills a node before the next; spread: workers go to as many nodes as there are."""
     attempts: Positive = 3
     """How often a part may take its worker down before the row is looked for that does it."""
     heartbeat: Annotated[float, Field(gt=0)] | None = 600.0

@@ -146,14 +146,19 @@ def _drive(
     with connected(prepared.job.cluster, debug), stop.listening():
         driver = Driver(prepared.spec, prepared.plan, waiting, prepared.num_gpus, tick, done, watch.log, worker_class)
         if not driver.room() and not named_cluster(prepared.job):
+            takes = ", ".join(_amount(name, amount) for name, amount in driver.needs.items())
             raise WorkerError(
-                f"a worker takes {prepared.spec.threads} cores and {prepared.num_gpus:g} GPUs, which Ray has not "
-                "here: give less cluster.cpus_per_worker or cluster.gpus_per_worker, or name a cluster.address"
+                f"a worker takes {takes}, which Ray has not here: give less cluster.cpus_per_worker, gpus_per_worker, "
+                "memory_per_worker or resources, or name a cluster.address"
             )
         with stop.at_once():
             driver.run()
     stop.check()
     return driver
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 2**30:g} GiB of memory" if name == "memory" else f"{amount:g} {name}"
 
 
 def _refuse_failures(driver: Driver | None) -> None:

@@ -173,7 +173,7 @@ def test_a_worker_that_can_not_start_ends_the_run_with_its_reason(write_job: Job
 
 
 def test_a_worker_that_no_machine_can_hold_is_refused_and_not_waited_for(write_job: JobWriter) -> None:
-    with pytest.raises(WorkerError, match=r"takes 99 cores .* give less cluster\.cpus_per_worker"):
+    with pytest.raises(WorkerError, match=r"takes 99 CPU, .* give less cluster\.cpus_per_worker"):
         run(write_job(cluster={"cpus_per_worker": 99}))
 
 
@@ -300,16 +300,22 @@ def test_streamed_json_lines_give_the_rows_of_every_shard(write_job: JobWriter, 
     assert same(read(tmp_path / "out"), table)
 
 
-def test_logical_gpus_place_the_workers(write_job: JobWriter, tmp_path: Path) -> None:
+def test_the_cluster_options_place_the_workers(write_job: JobWriter, tmp_path: Path) -> None:
     import ray
 
     ray.shutdown()
-    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    options = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+    ray.init("local", num_cpus=2, num_gpus=1, resources={"fast": 1}, **options)
 
     class Placed(Worker):
         def start(self) -> str:
-            assert ray.get_gpu_ids() == [0]
+            held = ray.get_runtime_context().get_assigned_resources()
+            assert {name: held[name] for name in ("CPU", "GPU", "fast")} == {"CPU": 1.0, "GPU": 0.5, "fast": 0.25}
+            assert held["memory"] == 2**29
             return super().start()
 
-    job = write_job(model={"device": "cpu"}, cluster={"gpus_per_worker": 0.5})
+    placing = {"gpus_per_worker": 0.5, "resources": {"fast": 0.25}, "memory_per_worker": 0.5, "placement": "spread"}
+    job = write_job(model={"device": "cpu"}, cluster=placing)
     assert run(job, worker_class=Placed).rows == 900
+    with pytest.raises(WorkerError, match=r"takes 1 CPU, 0\.5 GPU, 0\.5 GiB of memory, 2 fast, which Ray has not"):
+        run(job, f"output.path={tmp_path}/other", "cluster.resources.fast=2")
