@@ -41,6 +41,7 @@ class Assignment:
 
     def raised(self, reason: str) -> None:
         """The call raised an error that is neither the input's fault nor the output's: some row's, then."""
+        self.suspect = True
         if self._search is not None:
             self._search.failed(reason)
             self._conclude()
@@ -53,8 +54,9 @@ class Assignment:
         """The worker died, with nothing but this in it if `alone`; after so many attempts the rows are searched."""
         self.suspect = True
         if self._search is not None:
-            self._search.died(f"this row takes its worker down: {reason}")
-            self._conclude()
+            if alone:
+                self._search.died(f"this row takes its worker down: {reason}")
+                self._conclude()
             return
         self._attempts += alone
         if self._attempts < attempts:
@@ -71,6 +73,8 @@ class Assignment:
         self._conclude()
 
     def _conclude(self) -> None:
+        if self._search is not None:
+            self.given_up = self._search.barren
         if self._search is None or self._search.next is not None:
             return
         found = self._search.found

@@ -116,7 +116,7 @@ def verify(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug:
     from pipeline.preflight import prepare
     from pipeline.verify import verify as check
 
-    verdict = check(prepare(load_job(job_file, overrides, conf)))
+    verdict = check(prepare(load_job(job_file, overrides, conf), to_run=False))
     click.echo(json.dumps(verdict.to_json(), indent=2) if as_json else str(verdict))
     sys.exit(0 if verdict.sound else 1)
 

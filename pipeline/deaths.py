@@ -13,6 +13,8 @@ WORDS = {
     "killed by `ray.kill`": "it was killed through Ray",
 }
 """What Ray's text holds -> what is said of it."""
+INNOCENT = {"its node has died", "SIGTERM", "killed by `ray.kill`"}
+"""What somebody did to the worker from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,6 @@ def death_of(error: Exception) -> Death:
     text = str(error)
     for held, words in WORDS.items():
         if held in text:
-            return Death(words, innocent=held == "its node has died")
+            return Death(words, innocent=held in INNOCENT)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return Death(lines[-1] if lines else type(error).__name__)

@@ -34,7 +34,9 @@ CALLS_AT_ONCE = PARTS_IN_FLIGHT + 2
 """Threads of an actor: its parts, and the questions that are answered meanwhile."""
 EVENTS_KEPT = 20
 DEATHS_IN_A_ROW = 20
-"""So many workers that died since anything was done are no row's fault: finding one takes eight at most."""
+"""So many workers that died since anything was done, and a search whose rows all end alike, are no row's fault."""
+STOP_SECONDS = 5.0
+"""What a stopped run waits for its workers to say what they are committing."""
 
 
 @dataclass(slots=True)
@@ -270,7 +272,10 @@ class Driver:
             return
         reason = str(cause) if isinstance(cause, PipelineError) else f"{type(cause).__name__}: {cause}"
         if answer == seat.starting:
-            raise WorkerError(f"a worker could not start: {reason}") from error
+            if not self.began:
+                raise WorkerError(f"a worker could not start: {reason}") from error
+            self._died(seat, Death(f"it could not start: {reason}"))  # its node's fault: others have started
+            return
         assignment = seat.parts.pop(answer)
         if isinstance(cause, PipelineError):
             self.failures.append(Failure(assignment.part, reason))
@@ -291,13 +296,18 @@ class Driver:
         for assignment in reversed(seat.parts.values()):
             if not death.innocent:
                 assignment.died(death.reason, alone, self.cluster.attempts)
-            self._give_up(assignment) if assignment.given_up else self._waiting.appendleft(assignment)
+            self._give_up(assignment, death) if assignment.given_up else self._waiting.appendleft(assignment)
 
     def _note(self, event: str) -> None:
         self.events.append((time.time(), event))
         self.tell(event)
 
-    def _give_up(self, assignment: Assignment) -> None:
+    def _give_up(self, assignment: Assignment, death: Death | None = None) -> None:
+        if death is not None and self._deaths >= DEATHS_IN_A_ROW:
+            raise WorkerError(
+                f"{self._deaths} workers died and nothing was done meanwhile, so no single row is at fault. "
+                f"The last: {death.reason}. Look at the nodes' memory and drivers; the same command goes on from here"
+            )
         self.failures.append(Failure(assignment.part, str(assignment.given_up)))
 
     def _count_death(self, seat: _Seat, death: Death) -> None:
@@ -313,40 +323,32 @@ class Driver:
                 f"{self.cluster.attempts} workers in a row died while loading the model; "
                 f"the node may lack the memory for it. The last: {death.reason}"
             )
-        if self._deaths == DEATHS_IN_A_ROW:
-            raise WorkerError(
-                f"{DEATHS_IN_A_ROW} workers died and nothing was done meanwhile, so no single row is at fault. "
-                f"The last: {death.reason}. Look at the nodes' memory and drivers; the same command goes on from here"
-            )
 
     def _end_writes(self) -> None:
-        """Let parts that are being committed end, and start nothing."""
+        """Let parts that are being committed end, take in those that are, and start nothing."""
         asked = [seat.actor.stop.remote() for seat in self._seats if seat.starting is None]
         names = set[str]()
-        for answer in ray.wait(asked, num_returns=len(asked), timeout=POLL_SECONDS)[0] if asked else []:
+        for answer in ray.wait(asked, num_returns=len(asked), timeout=STOP_SECONDS)[0] if asked else []:
             with contextlib.suppress(RayError):
                 names |= ray.get(answer)
         until = time.monotonic() + WRITE_SECONDS
-        while (writes := self._writes(names)) and time.monotonic() < until:
-            for answer in ray.wait(writes, num_returns=1, timeout=POLL_SECONDS)[0]:
+        while True:
+            parts = [answer for seat in self._seats for answer in seat.parts]
+            for answer in ray.wait(parts, num_returns=len(parts), timeout=POLL_SECONDS)[0] if parts else []:
                 self._take_write(answer)
-
-    def _writes(self, names: set[str]) -> list[Any]:
-        return [
-            answer
-            for seat in self._seats
-            for answer, each in seat.parts.items()
-            if not each.probing and each.part.name in names
-        ]
+            left = [each for seat in self._seats for each in seat.parts.values() if each.part.name in names]
+            if not any(not each.probing for each in left) or time.monotonic() > until:
+                return
 
     def _take_write(self, answer: Any) -> None:
         seat = next(seat for seat in self._seats if answer in seat.parts)
-        del seat.parts[answer]
+        probing = seat.parts.pop(answer).probing
         with contextlib.suppress(RayError):  # what is not committed is done by the next command
             report = ray.get(answer)
-            self.tokens += report.tokens
-            self.ended = time.monotonic()
-            self.done(report)
+            if not probing:
+                self.tokens += report.tokens
+                self.ended = time.monotonic()
+                self.done(report)
 
 
 def _needs(cluster: ClusterOptions, cpus: int, gpus: float) -> dict[str, float]:

@@ -23,11 +23,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.errors import LeaseHeld, PipelineError, StoreError
+from pipeline.errors import LeaseHeld, OutputRefused, PipelineError, StoreError
 from pipeline.retries import ONCE, explain
 from pipeline.store import STAGING, Store
 
 NAME = "lease.json"
+TORN = {"owner": "torn", "host": "a host that is not known", "pid": 0, "started": None, "expires": 0.0}
 SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 """On an object store, which creates no object only where there is none: time for another's write to arrive."""
@@ -86,28 +87,28 @@ class Lease:
             )
 
     def _take(self) -> None:
-        held = self.store.read_record(NAME)
-        if held is not None and not _dead_here(held):
-            held = self._watched(held)
+        found = held(self.store)
+        if found is not None and not _dead_here(found):
+            found = self._watched(found)
         self._ends = time.monotonic() + self.seconds
         if self.store.folder.local:
             with _alone(self.store):
-                self._create(held)
+                self._create(found)
         else:
             self._write(self.store)
             self._wait(SETTLE_SECONDS)
         if self._holder(self.store) != self.owner:
             raise self._met()
 
-    def _watched(self, held: dict[str, Any]) -> dict[str, Any] | None:
+    def _watched(self, record: dict[str, Any]) -> dict[str, Any] | None:
         """The record once its holder is known to be dead. Raises LeaseHeld where it lives, or may.
 
         What another host's clock wrote proves little: a lease that seems to have run out, or to run for longer than
         any does, is watched for longer than a living holder leaves it alone.
         """
-        seconds = float(held.get("seconds", SECONDS))
-        left = float(held["expires"]) - self._clock()
-        who = f"process {held['pid']} on {held['host']}"
+        seconds = float(record.get("seconds", SECONDS))
+        left = float(record["expires"]) - self._clock()
+        who = f"process {record['pid']} on {record['host']}"
         if 0 < left <= seconds:
             raise LeaseHeld(
                 f"output.path {self.store.folder.uri} is being written by {who} "
@@ -116,23 +117,23 @@ class Lease:
         print(f"waiting {1.25 * seconds:.0f} s to see whether {who} still writes this output", file=sys.stderr)
         for _ in range(RENEWALS + 1):
             self._wait(seconds / RENEWALS)
-            found = self.store.read_record(NAME)
+            found = held(self.store)
             if found is None:
                 return None
-            if found != held:
+            if found != record:
                 raise LeaseHeld(
                     f"output.path {self.store.folder.uri} is being written by {who} "
                     "(it renews its lease): wait for it, or stop it first"
                 )
-        return held
+        return record
 
-    def _create(self, held: dict[str, Any] | None) -> None:
+    def _create(self, record: dict[str, Any] | None) -> None:
         """Put a dead lease aside and make a new one; of several that try, a disk lets one."""
-        if self.store.read_record(NAME) != held:
+        if held(self.store) != record:
             raise self._met()
         path = Path(self.store.records.child(NAME).path)
-        if held is not None:
-            aside = path.with_name(f"{NAME}.{held['owner']}")
+        if record is not None:
+            aside = path.with_name(f"{NAME}.{record['owner']}")
             with contextlib.suppress(FileNotFoundError):
                 path.rename(aside)
                 aside.unlink()
@@ -161,8 +162,8 @@ class Lease:
         }
 
     def _holder(self, store: Store) -> str | None:
-        held = store.read_record(NAME)
-        return None if held is None else str(held["owner"])
+        record = held(store)
+        return None if record is None else str(record["owner"])
 
     def _met(self) -> LeaseHeld:
         return LeaseHeld(f"output.path {self.store.folder.uri}: another driver began at the same moment")
@@ -183,12 +184,22 @@ class Lease:
             self._ends = began + self.seconds
 
 
+def held(store: Store) -> dict[str, Any] | None:
+    """What `lease.json` says; of a torn one, as a power cut may leave it, that nobody known holds it."""
+    try:
+        record = store.read_record(NAME)
+    except OutputRefused:
+        return TORN
+    return TORN if record is not None and record.keys() < TORN.keys() else record
+
+
 @contextlib.contextmanager
 def _alone(store: Store) -> Iterator[None]:
     """Keep other newcomers waiting, where the file system has locks for folders; a dead process has none."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            descriptor = os.open(store.records.path, os.O_RDONLY)
+            # For writing, which network file systems want of whoever locks.
+            descriptor = os.open(Path(store.records.path) / STAGING / "lock", os.O_RDWR | os.O_CREAT)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -204,7 +215,7 @@ def _dead_here(held: Mapping[str, Any]) -> bool:
     if held["host"] != _host():
         return False
     started = _start_time(int(held["pid"]))
-    return started is None or started != held["started"]
+    return started is None or started not in {held["started"], ""}
 
 
 def _host() -> str:
@@ -219,13 +230,10 @@ def _host() -> str:
 def _start_time(pid: int) -> str | None:
     """When a process started, in the kernel's ticks; tells a process from a later one of the same number.
 
-    None where there is no such process. Where there is no /proc, a living process has the start time "".
+    None where there is no such process. Where /proc is not there or hides it, a living process has the start time "".
     """
-    try:
+    with contextlib.suppress(FileNotFoundError, PermissionError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except FileNotFoundError:
-        if Path("/proc/self").exists():
-            return None
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

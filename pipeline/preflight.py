@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fsspec.utils import glob_translate
 
 import gpt2model
 from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
@@ -26,6 +28,7 @@ from pipeline.job import Job
 from pipeline.locations import Location, locate
 from pipeline.plan import Plan, make_plan
 from pipeline.sources import open_source
+from pipeline.sources.parquet import is_glob
 from pipeline.store import Store
 from pipeline.tasks import Task, architecture_of, make_task
 from pipeline.worker import WorkerSpec
@@ -62,10 +65,14 @@ class Prepared:
         return self.spec.store
 
 
-def prepare(job: Job) -> Prepared:
-    """Check the whole job. Raises JobError naming key, value and remedy; writes nothing."""
-    _check_address(job)
-    num_gpus, device = _device(job)
+def prepare(job: Job, to_run: bool = True) -> Prepared:
+    """Check the whole job. Raises JobError naming key, value and remedy; writes nothing.
+
+    Not `to_run`: cluster, device and a folder that can be written are not asked for.
+    """
+    if to_run:
+        _check_address(job)
+    num_gpus, device = _device(job, to_run)
     dtype = _dtype(job, device)
     architecture, checkpoint, tokenizer = _checkpoint(job, dtype)
     eos = _eos_token_id(job, Path(checkpoint.folder))
@@ -75,7 +82,8 @@ def prepare(job: Job) -> Prepared:
     store = Store(locate(job.output.path, "output.path"))
     _refuse_output_in_input(job, store.folder)
     _refuse_linked_records(store)
-    store.check_writable()
+    if to_run:
+        store.check_writable()
     local = checkpoint.revision is None
     spec = WorkerSpec(
         job=job,
@@ -116,11 +124,19 @@ def _refuse_output_in_input(job: Job, output: Location) -> None:
     names = job.input.parquet or []
     for name in [names] if isinstance(names, str) else names:
         folder = locate(name, "input.parquet")
-        if folder.scheme == output.scheme and f"{_resolved(output)}/".startswith(f"{_resolved(folder)}/"):
+        if folder.scheme == output.scheme and _reaches(name, folder, output):
             raise JobError(
                 f"output.path {output.uri} lies inside input.parquet {folder.uri}, so that its parts would be read as "
                 "input: give a folder outside"
             )
+
+
+def _reaches(name: str, folder: Location, output: Location) -> bool:
+    """Whether parts in `output` would be found in `folder`, or by the pattern that it is."""
+    part = f"{_resolved(output)}/part-00000-0123456789.parquet"
+    if is_glob(name):
+        return re.fullmatch(glob_translate(folder.path), part) is not None
+    return part.startswith(f"{_resolved(folder)}/")
 
 
 def _resolved(place: Location) -> str:
@@ -138,7 +154,7 @@ def _refuse_linked_records(store: Store) -> None:
             )
 
 
-def _device(job: Job) -> tuple[float, str]:
+def _device(job: Job, to_run: bool) -> tuple[float, str]:
     asked, gpus = job.model.device, job.cluster.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else 0.0
@@ -148,7 +164,7 @@ def _device(job: Job) -> tuple[float, str]:
             "model.device is cuda and cluster.gpus_per_worker is 0, so no worker would have a GPU: "
             "give cluster.gpus_per_worker=1, or model.device=cpu"
         )
-    if device == "cuda" and not named_cluster(job) and not torch.cuda.is_available():
+    if to_run and device == "cuda" and not named_cluster(job) and not torch.cuda.is_available():
         raise JobError(
             "model.device: this machine has no CUDA device and no cluster is named: "
             "give model.device=cpu, or cluster.address for a cluster that has one"

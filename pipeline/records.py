@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -94,6 +94,11 @@ class Recorder:
         """Take note of a part that stands in the folder."""
         self._fresh[part.name] = counted
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Parts that are about to be put in place anew: what is known of them goes into no index."""
+        for name in names:
+            self._fresh.pop(name, None)
+
     def resumed(self) -> None:
         """All that was committed before has been told."""
         self._before = (self.tally.rows, self.tally.errors)
@@ -119,7 +124,9 @@ class Recorder:
 
     def _so_far(self, counts: Counts) -> tuple[int, int]:
         """Rows and errors, those of parts that aren't committed included."""
-        return self._before[0] + counts.rows, self._before[1] + counts.errors
+        total = self.plan.rows
+        rows = self._before[0] + counts.rows  # those of attempts that came to nothing included
+        return rows if total is None else min(rows, total), self._before[1] + counts.errors
 
     def _write(self, index: bool = False) -> None:
         self._written = time.monotonic()

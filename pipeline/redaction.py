@@ -17,9 +17,13 @@ SHOWN = (
 SHORTEST = 4
 """Letters of a secret that is looked for outside URIs."""
 
-_URI = re.compile(r"""(?P<scheme>[A-Za-z][\w+.-]*://)(?P<rest>(?:(?!::[A-Za-z][\w+.-]*://)[^\s'"])*)""")
-# A secret key may hold a slash, which ends a host: then what stands behind the first colon is no port.
-_USER = re.compile(r"^(?:[^/?#]*|[^/?#@:]*:(?!\d+(?:[/?#]|$)).*)@")
+_URI = re.compile(
+    r"""(?P<scheme>[A-Za-z][\w+.-]*://)(?P<rest>(?:(?!::[A-Za-z][\w+.-]*://)(?:[^\s'"]|'(?=[^\s'"]*@)))*)"""
+)
+# A secret key may hold a slash, which ends a host: then what stands behind the first colon is no port. Web servers have
+# ports, and paths with an @; stores of objects have neither.
+_USER = re.compile(r"^(?:[^/?#]*|[^/?#@:]*:.*)@")
+_WEB_USER = re.compile(r"^(?:[^/?#]*|[^/?#@:]*:(?!\d+(?:[/?#]|$)).*)@")
 _OPTION = re.compile(r"(?P<name>[^&;=]+)=(?P<value>[^&;]*?)(?P<end>[),.:;]*)(?=&|;|$)")
 _PLAIN = re.compile(r"[\w.:/-]*")
 
@@ -49,15 +53,19 @@ def redact_all(content: Any) -> Any:
 def _secrets(uri: str) -> set[str]:
     found = set()
     for match in _URI.finditer(uri):
-        user = _USER.match(match["rest"])
+        user = _user_of(match).match(match["rest"])
         found.add(user[0][:-1].partition(":")[2] if user else "")
         query = match["rest"].partition("?")[2]
         found |= {each["value"] for each in _OPTION.finditer(query) if each["name"] not in SHOWN}
     return {each for each in found if len(each) >= SHORTEST}
 
 
+def _user_of(match: re.Match[str]) -> re.Pattern[str]:
+    return _WEB_USER if match["scheme"].startswith("http") else _USER
+
+
 def _redact_uri(match: re.Match[str]) -> str:
-    place, mark, query = _USER.sub("***@", match["rest"]).partition("?")
+    place, mark, query = _user_of(match).sub("***@", match["rest"]).partition("?")
     return match["scheme"] + place + mark + _OPTION.sub(_redact_option, query)
 
 

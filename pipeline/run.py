@@ -27,6 +27,8 @@ from pipeline.records import Recorder, Tally
 from pipeline.worker import PartReport, Worker
 
 MOST_FAILURES_TOLD = 5
+Failed = Mapping[str, tuple[Part, Counted]]
+"""Committed parts that have rows with an error, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +68,14 @@ def _run(prepared: Prepared, lease: Lease, debug: bool, worker_class: type[Worke
     with Recorder(store, plan, tally, retry) as recorder:
         _write_job(prepared)
         left, failed = _resume(prepared, tally, recorder)
-        waiting = _failed_only(left, failed) if retry else left
+        waiting = _failed_only(left, failed, recorder) if retry else left
         before = Counted(tally.rows, tally.errors, {})
         with Watch(*((before.errors, 0) if retry else (plan.rows, before.rows))) as watch:
             watch.log(f"{plan.fingerprint[:10]}: {tally.rows:,} rows done before; output in {store.folder.uri}")
             first, driver = next(waiting, None), None
             if first is not None:
                 watchers = (watch, recorder, lease, stop)
-                driver = _drive(prepared, chain([first], waiting), tally, watchers, debug, worker_class)
+                driver = _drive(prepared, chain([first], waiting), failed, tally, watchers, debug, worker_class)
         _refuse_failures(driver)
         if plan.rows is not None and tally.rows != plan.rows:
             raise PipelineError(f"{tally.rows} rows are in the output and {plan.rows} in the input: this is a defect")
@@ -91,10 +93,10 @@ def _write_job(prepared: Prepared) -> None:
     prepared.store.write_record("plan.json", prepared.plan.to_json())
 
 
-def _resume(prepared: Prepared, tally: Tally, recorder: Recorder) -> tuple[Iterator[Part], list[Part]]:
-    """Count what is committed; gives what is left to do, in input order, and the committed parts with errors."""
+def _resume(prepared: Prepared, tally: Tally, recorder: Recorder) -> tuple[Iterator[Part], Failed]:
+    """Count what is committed; gives what is left to do, in input order, and by name the parts with errors."""
     plan = prepared.plan
-    done, failed = set[str](), list[Part]()
+    done, failed = set[str](), dict[str, tuple[Part, Counted]]()
     after: dict[str, Part] = {}
     for part, counted in prepared.store.committed(plan):
         tally.add(counted)
@@ -102,7 +104,7 @@ def _resume(prepared: Prepared, tally: Tally, recorder: Recorder) -> tuple[Itera
         done.add(part.name)
         after.pop(part.name, None)
         if counted.errors:
-            failed.append(part)
+            failed[part.name] = (part, counted)
         following = plan.following(part, counted.rows)
         if following is not None:
             after[following.name] = following
@@ -110,19 +112,21 @@ def _resume(prepared: Prepared, tally: Tally, recorder: Recorder) -> tuple[Itera
     return chain((part for part in plan.parts() if part.name not in done), after.values()), failed
 
 
-def _failed_only(left: Iterator[Part], failed: list[Part]) -> Iterator[Part]:
+def _failed_only(left: Iterator[Part], failed: Failed, recorder: Recorder) -> Iterator[Part]:
     missing = next(left, None)
     if missing is not None:
         raise JobError(
             f"{missing.name} is not committed yet, and perhaps more: finish the job by `pipeline run` first, "
             "then its rows with an error can be done again"
         )
-    return (replace(part, retry=True) for part in failed)
+    recorder.forget(failed)
+    return (replace(part, retry=True) for part, _ in failed.values())
 
 
 def _drive(
     prepared: Prepared,
     waiting: Iterable[Part],
+    failed: Failed,
     tally: Tally,
     watchers: tuple[Watch, Recorder, Lease, _StopRequest],
     debug: bool,
@@ -137,8 +141,8 @@ def _drive(
         recorder.update(driver)
 
     def done(report: PartReport) -> None:
-        if report.replaced is not None:
-            tally.remove(report.replaced)
+        if report.part.retry:
+            tally.remove(failed[report.part.name][1])
         tally.add(report.counted)
         recorder.committed(report.part, report.counted)
 

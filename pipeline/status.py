@@ -60,7 +60,7 @@ def read_status(output: str) -> Status:
     plan = store.read_record("plan.json")
     if plan is None or "fingerprint" not in plan:
         raise OutputRefused(f"{store.folder.uri} holds no run (no _pipeline/plan.json in it): give a run's output.path")
-    held, told = store.read_record(lease.NAME), store.read_record(PROGRESS) or {}
+    held, told = lease.held(store), _progress(store)
     state = _state(held, told)
     names = store.listing()
     pattern = f"part-*-{plan['fingerprint'][:10]}.parquet"
@@ -86,6 +86,14 @@ def read_status(output: str) -> Status:
         last_event=events[-1][1],
         lease_holder=None if held is None else f"process {held['pid']} on {held['host']}",
     )
+
+
+def _progress(store: Store) -> dict[str, Any]:
+    """What the driver wrote down last; nothing where that is torn."""
+    try:
+        return store.read_record(PROGRESS) or {}
+    except OutputRefused:
+        return {}
 
 
 def _state(held: dict[str, Any] | None, told: dict[str, Any]) -> str:

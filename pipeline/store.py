@@ -165,6 +165,18 @@ class Store:
                 entries[name] = entry
         self.write_record(index.NAME, index.to_bytes(entries, plan.fingerprint))
 
+    def read_whole(self, path: str) -> bytes:
+        """All of a file of the folder. Raises StoreError where the store does not give it."""
+
+        def read() -> bytes:
+            with self.folder.filesystem.open_input_stream(path) as stream:
+                return bytes(stream.read())
+
+        try:
+            return self.backoff.call(read)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{self.folder.at(path).uri} can't be read: {explain(error)}") from error
+
     def read_footer(self, part: Part, plan: Plan) -> Footer:
         """The footer of a committed part. Raises StoreError where it is torn or tells of another run."""
         file = self.folder.child(part.name)
@@ -285,10 +297,12 @@ class StagedPart:
         """One whole object: it becomes visible when the upload is complete."""
         # Mapped whole before the upload begins: a stream to a store that is closed by an error of reading completes.
         content = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        (stood,) = self.store.backoff.call(lambda: target.filesystem.get_file_info([target.path]))
         try:
             self.store.backoff.call(lambda: _put(target, content))
         except (pa.ArrowException, OSError):
-            _remove_unless_whole(target, content.size)
+            if stood.type == fs.FileType.NotFound:
+                _remove_unless_whole(target, content.size)
             raise
 
     def __exit__(
@@ -298,8 +312,9 @@ class StagedPart:
             self._writer.close()
         with contextlib.suppress(OSError):
             self._file.close()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would stand in the way of the error that is being raised
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
 
 
 def standing_parts(plan: Plan, names: Collection[str]) -> Iterator[Part]:
@@ -337,7 +352,10 @@ def _replace(target: Location, content: bytes) -> None:
     place = Path(target.path)
     draft = place.parent / STAGING / f"{place.name}.{uuid.uuid4().hex[:8]}"
     try:
-        draft.write_bytes(content)
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(target.path)
     finally:
         draft.unlink(missing_ok=True)

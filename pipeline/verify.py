@@ -97,7 +97,7 @@ def verify(prepared: Prepared) -> Verdict:
 
 def _check_driver(store: Store, verdict: Verdict) -> None:
     """Whether somebody is at work; what lies in staging is his, or else what killed attempts left."""
-    held = store.read_record(lease.NAME)
+    held = lease.held(store)
     if held is not None and lease.alive(held):
         left = float(held["expires"]) - time.time()
         what = f"a run is going on (process {held['pid']} on {held['host']}, its lease runs another {left:.0f} s)"
@@ -224,9 +224,7 @@ def _read(store: Store, info: fs.FileInfo) -> bytes:
         raise _Unsound("is no file")
     if info.size == 0:
         raise _Unsound("is empty (0 bytes)")
-    with store.folder.filesystem.open_input_stream(info.path) as stream:
-        content: bytes = stream.read()
-    return content
+    return store.read_whole(info.path)
 
 
 def _check_bytes(content: bytes) -> None:
@@ -257,8 +255,8 @@ def _stranger(store: Store, plan: Plan, info: fs.FileInfo) -> Finding:
 
 
 def _footer_of(store: Store, info: fs.FileInfo) -> Footer | None:
+    content = store.read_whole(info.path)
     try:
-        with store.folder.filesystem.open_input_file(info.path) as opened:
-            return footer_of(pq.read_metadata(opened))
+        return footer_of(pq.read_metadata(pa.BufferReader(content)))
     except (pa.ArrowException, OSError):
         return None

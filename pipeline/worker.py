@@ -97,8 +97,6 @@ class PartReport:
     counted: Counted
     tokens: int
     """Computed for it."""
-    replaced: Counted | None = None
-    """What stood before, where only rows with an error were done again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,16 +203,14 @@ class Worker:
         sums, standing = _Sums(), StandingPart(self.spec.store, part, self.spec.schema)
         with closing(self._results(part, sums, standing.failed)) as tables:
             fresh = list(tables)
-        before = standing.footer
-        figures = added(before.figures, sums.figures)
+        figures = added(standing.footer.figures, sums.figures)
         with self.spec.store.stage(part, self.spec.schema) as staged:
             for table in standing.mended(fresh):
                 staged.write(table)
                 self._beats += 1
             with self._commits(part):
                 staged.commit(self._footer(part, staged.rows, sums.errors, figures))
-        counted = Counted(staged.rows, sums.errors, figures)
-        return PartReport(part, counted, sums.tokens, Counted(before.rows, before.errors, before.figures))
+        return PartReport(part, Counted(staged.rows, sums.errors, figures), sums.tokens)
 
     def probe(self, part: Part) -> None:
         """Compute the rows of `part` and keep nothing: all that counts is whether it ends well."""
@@ -318,11 +314,12 @@ def added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, flo
 
 def _without(column: pa.ChunkedArray, places: Collection[int]) -> pa.ChunkedArray:
     """`column` with null at `places`: a row that is set aside is a null to its task."""
-    if not places:
-        return column
-    gone = np.zeros(len(column), np.bool_)
-    gone[list(places)] = True
-    return column.take(pa.array(np.arange(len(column)), mask=gone))
+    # By slices: neither `take` nor `if_else` knows every type of text.
+    chunks, start = list[pa.Array](), 0
+    for place in sorted(places):
+        chunks += [*column.slice(start, place - start).chunks, pa.nulls(1, column.type)]
+        start = place + 1
+    return pa.chunked_array([*chunks, *column.slice(start).chunks], column.type)
 
 
 def tokens_per_batch(job: Job, device: str) -> int:

@@ -97,10 +97,11 @@ class ParquetSource:
             raise SourceError(f"{split.name} can't be read at rows {start} to {stop}: {explain(error)}") from error
 
     def _read(self, split: Split, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        cursor = self._open.pop(split.index, None)
+        cursor, location = self._open.pop(split.index, None), self._location(split)
         if cursor is None or not cursor.reaches(start, columns):
-            cursor = _Cursor(self._location(split), split, columns)
+            cursor = _Cursor(location, split, columns)
         yield from cursor.take(start, stop)
+        self._location(split)  # before anything of these rows is committed
         self._open = {split.index: cursor}
 
     def _location(self, split: Split) -> Location:
@@ -203,7 +204,7 @@ def _list(name: str) -> list[tuple[Location, fs.FileInfo]]:
 
 
 def _found(name: str) -> list[tuple[Location, fs.FileInfo]]:
-    if _is_glob(name):
+    if is_glob(name):
         found = _glob(name)
     else:
         location = locate(name, "input.parquet")
@@ -226,7 +227,7 @@ def _fixed(path: str) -> str:
     return re.split(r"[*?\[]", path, maxsplit=1)[0]
 
 
-def _is_glob(name: str) -> bool:
+def is_glob(name: str) -> bool:
     """In a URI a question mark begins the query."""
     path, letters = (name.partition("?")[0], "*[") if "://" in name else (name, "*?[")
     return any(letter in path for letter in letters)

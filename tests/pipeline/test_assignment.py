@@ -41,7 +41,7 @@ def drive(assignment: Assignment, deadly: Collection[int], raising: Collection[i
 
 @given(st.integers(0, 50), st.integers(0, 3000), st.data())
 def test_exactly_the_rows_at_fault_are_set_aside(start: int, length: int, data: st.DataObject) -> None:
-    rows = st.sets(st.integers(start, max(start, start + length - 1)), max_size=6 if length else 0)
+    rows = st.sets(st.integers(start, max(start, start + length - 1)), max_size=3 if length else 0)
     deadly, raising = data.draw(rows), data.draw(rows)
     assignment = Assignment(part(start, start + length))
     drive(assignment, deadly, raising)
@@ -102,3 +102,21 @@ def test_deaths_in_company_use_up_no_attempt() -> None:
         assignment.died("killed", alone=False, attempts=ATTEMPTS)
     assert assignment.suspect
     assert not assignment.probing
+
+
+def test_rows_that_all_end_alike_give_the_part_up() -> None:
+    assignment = Assignment(part(0, 1000))
+    drive(assignment, range(1000))
+    assert assignment.given_up is not None
+    assert assignment.given_up.startswith(
+        "8 rows one after the other, from 0 on: this row takes its worker down: killed"
+    )
+
+
+def test_the_death_of_a_neighbour_condemns_no_row() -> None:
+    assignment = Assignment(part(0, 1))
+    assignment.raised("ValueError: no")
+    for _ in range(5):
+        assignment.died("killed", alone=False, attempts=ATTEMPTS)
+    assignment.passed()
+    assert not assignment.part.set_aside

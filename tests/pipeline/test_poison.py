@@ -97,7 +97,7 @@ def test_a_row_that_hangs_is_told_from_a_slow_one_by_its_heartbeat(write_job: Jo
 def test_workers_that_die_of_everything_end_the_run(write_job: JobWriter) -> None:
     job = write_job(cluster={"attempts": 1})
     with pytest.raises(
-        WorkerError, match="20 workers died and nothing was done meanwhile, so no single row is at fault"
+        WorkerError, match=r"\d+ workers died and nothing was done meanwhile, so no single row is at fault"
     ):
         run(job, "output.rows_per_part=450", worker_class=hurt(range(900), "SIGKILL"))
 

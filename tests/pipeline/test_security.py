@@ -220,6 +220,8 @@ URIS = [
     (f"s3://u:{PLAIN}?#@b/x", "s3://***@b/x"),
     (f"can't open 's3://u:{PLAIN}@b/x', (s3://b?k={PLAIN})", "can't open 's3://***@b/x', (s3://b?k=***)"),
     ("http://h:80/a@b.parquet", "http://h:80/a@b.parquet"),
+    ("s3://AKIAX:12/abcDEF@bucket/x", "s3://***@bucket/x"),
+    ("https://u:pa'ss@h/x", "https://***@h/x"),
     ("hf://datasets/u/r@main/a.parquet", "hf://datasets/u/r@main/a.parquet"),
     ("/disk/a@b?c=d", "/disk/a@b?c=d"),
 ]
@@ -297,7 +299,7 @@ def test_a_signed_url_is_read_by_the_workers_and_its_signature_is_in_no_file_and
     assert pa.concat_tables([pq.read_table(part) for part in parts]).column("id").to_pylist() == list(range(150))
     shown = [each.read_bytes() for each in (tmp_path / "out").rglob("*") if each.is_file()]
     shown += [each.output.encode() for each in [*told, refusal]]
-    assert len(shown) == 2 + 3 + 5
+    assert len(shown) >= 2 + 3 + 5
     assert any(b"signature=***" in each for each in shown)
     assert not any(PLAIN.encode() in each for each in shown)
 
