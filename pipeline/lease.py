@@ -28,6 +28,7 @@ from pipeline.retries import ONCE, explain
 from pipeline.store import STAGING, Store
 
 NAME = "lease.json"
+LOCK = "lock"
 TORN = {"owner": "torn", "host": "a host that is not known", "pid": 0, "started": None, "expires": 0.0}
 SECONDS = 60.0
 SETTLE_SECONDS = 1.0
@@ -199,7 +200,7 @@ def _alone(store: Store) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             # For writing, which network file systems want of whoever locks.
-            descriptor = os.open(Path(store.records.path) / STAGING / "lock", os.O_RDWR | os.O_CREAT)
+            descriptor = os.open(store.records.child(LOCK).path, os.O_RDWR | os.O_CREAT)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -27,6 +27,7 @@ from pipeline.records import Recorder, Tally
 from pipeline.worker import PartReport, Worker
 
 MOST_FAILURES_TOLD = 5
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Failed = Mapping[str, tuple[Part, Counted]]
 """Committed parts that have rows with an error, by name."""
 
@@ -146,8 +147,8 @@ def _drive(
         tally.add(report.counted)
         recorder.committed(report.part, report.counted)
 
-    # Ray takes SIGTERM for itself when it starts, so listening comes after.
-    with connected(prepared.job.cluster, debug), stop.listening():
+    with stop.listening(), connected(prepared.job.cluster, debug):
+        stop.listen()  # only now: Ray takes SIGTERM for itself when it starts
         driver = Driver(prepared.spec, prepared.plan, waiting, prepared.num_gpus, tick, done, watch.log, worker_class)
         if not driver.room() and not named_cluster(prepared.job):
             takes = ", ".join(_amount(name, amount) for name, amount in driver.needs.items())
@@ -205,26 +206,18 @@ def resolved_job(job: Job) -> dict[str, Any]:
 class _StopRequest:
     """Ctrl-C or SIGTERM, kept until the driver asks.
 
-    A handler that raised would do so inside Ray's own calls, which do not expect it; a second signal does.
+    A handler that raised would do so inside Ray's own calls, which do not expect it; a second signal does, while the
+    driver works.
     """
 
     def __init__(self) -> None:
         self._signal: signal.Signals | None = None
+        self._raises = False
 
     @property
     def asked(self) -> bool:
         """Whether a signal came."""
         return self._signal is not None
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside, a second signal raises Interrupted."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise Interrupted(
-                "stopped at once by a second signal; what was committed stays: the same command goes on from there"
-            ) from None
 
     def check(self) -> None:
         """Raise Interrupted if a signal came."""
@@ -233,20 +226,40 @@ class _StopRequest:
                 f"stopped by {self._signal.name}; what was committed stays: the same command goes on from there"
             )
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
-            raise KeyboardInterrupt
-        self._signal = signal.Signals(number)
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a second signal raises Interrupted."""
+        self._raises = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "stopped at once by a second signal; what was committed stays: the same command goes on from there"
+            ) from None
+        finally:
+            self._raises = False
+
+    def listen(self) -> None:
+        """Keep the two signals from now on; only the main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._note)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the two signals are kept; elsewhere, and in other threads than the main one, they do as ever."""
+        """Around `listen`: afterwards the two signals do as before."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is None:
+            self._signal = signal.Signals(number)
+        elif self._raises:
+            raise KeyboardInterrupt
