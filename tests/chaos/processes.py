@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Helpers of a Ray node, which call its head for a minute when the node is killed, and then end."""
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE")
+"""Ray's own processes, which may outlive by a minute a node that is killed, and then end."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
