@@ -2,7 +2,7 @@
 
     python -m benchmarks.poison [--rows 5000] [--json]
 
-A random model of GPT-2's size with the samples' small vocabulary scores short texts. Beside the times it prints which
+A random model of GPT-2's width and half its depth, with the samples' small vocabulary, scores short texts. Beside the times it prints which
 rows carry an error, and what `retry-errors` changed once nothing kills any more.
 """
 
@@ -49,7 +49,7 @@ def prepare_job(folder: Path, rows: int) -> Path:
     from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
     tokenizer = GPT2Tokenizer.from_pretrained(SAMPLES / "gpt2-tiny")
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer))).save_pretrained(folder / "model")
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_layer=6)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     texts = pq.read_table(SAMPLES / "reviews.parquet").column("text").to_pylist()
     cut = [f"{row} {' '.join(texts[row % len(texts)].split()[:WORDS])}" for row in range(rows)]

@@ -189,8 +189,10 @@ def held(store: Store) -> dict[str, Any] | None:
     """What `lease.json` says; of a torn one, as a power cut may leave it, that nobody known holds it."""
     try:
         record = store.read_record(NAME)
-    except OutputRefused:
-        return TORN
+    except OutputRefused as error:
+        if isinstance(error.__cause__, ValueError):  # it was read, and is no JSON
+            return TORN
+        raise
     return TORN if record is not None and record.keys() < TORN.keys() else record
 
 
