@@ -2,8 +2,8 @@
 
     python -m benchmarks.poison [--rows 5000] [--json]
 
-A random model of GPT-2's width and half its depth, with the samples' small vocabulary, scores short texts. Beside the times it prints which
-rows carry an error, and what `retry-errors` changed once nothing kills any more.
+A random model of GPT-2's width and half its depth, with the samples' small vocabulary, scores short texts. Beside the
+times it prints which rows carry an error, and what `retry-errors` changed once nothing kills any more.
 """
 
 from __future__ import annotations
