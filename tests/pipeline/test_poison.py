@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import driver, search
 from pipeline.compose import load_job
 from pipeline.errors import JobError, PipelineError, WorkerError
 from pipeline.preflight import prepare
@@ -94,12 +95,12 @@ def test_a_row_that_hangs_is_told_from_a_slow_one_by_its_heartbeat(write_job: Jo
     assert "it did nothing for 3 s (cluster.heartbeat)" in bad["error"]
 
 
-def test_workers_that_die_of_everything_end_the_run(write_job: JobWriter) -> None:
-    job = write_job(cluster={"attempts": 1})
-    with pytest.raises(
-        WorkerError, match=r"\d+ workers died and nothing was done meanwhile, so no single row is at fault"
-    ):
-        run(job, "output.rows_per_part=450", worker_class=hurt(range(900), "SIGKILL"))
+def test_workers_that_die_of_everything_end_the_run(write_job: JobWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(search.BARREN, "died", 2)
+    monkeypatch.setattr(driver, "DEATHS_IN_A_ROW", 5)
+    job = write_job(cluster={"attempts": 1, "workers": {"max": 1}})
+    with pytest.raises(WorkerError, match=r"\d+ workers died and nothing was done meanwhile, so no single row"):
+        run(job, "output.rows_per_part=500", worker_class=hurt(range(900), "SIGKILL"))
 
 
 def test_an_error_outside_of_the_rows_gives_the_part_up_by_name(write_job: JobWriter, tmp_path: Path) -> None:
