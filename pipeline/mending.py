@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from pipeline.digest import digests
 from pipeline.errors import StoreError
+from pipeline.footer import footer_of
 from pipeline.plan import Part
-from pipeline.store import Store, footer_of
+from pipeline.store import Store
 
 
 class StandingPart:

@@ -16,7 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from pyarrow import fs
 from pipeline import index
 from pipeline.digest import BLANK, seal
 from pipeline.errors import OutputRefused, StoreError
+from pipeline.footer import FOOTER_KEY, Footer, footer_of
 from pipeline.index import Counted, Entry
 from pipeline.locations import Location
 from pipeline.plan import Part, Plan
@@ -36,32 +37,10 @@ from pipeline.retries import PATIENT, Backoff, explain, is_transient
 
 RECORDS = "_pipeline"
 STAGING = "staging"
-FOOTER_KEY = b"pipeline"
 READERS = 16
 """Footers read at once: on an object store each is a wait for two answers."""
 CHUNK = 512
 """Parts looked at together, so that a plan of any size costs little memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Footer:
-    """What the Parquet footer of a part says of it."""
-
-    fingerprint: str
-    part: str
-    source: str
-    start: int
-    rows: int
-    errors: int
-    figures: Mapping[str, float]
-    """The task's figures, summed over the part's rows."""
-    model: str
-    revision: str | None
-    device: str
-    dtype: str
-    version: str
-    digest: str = ""
-    """SHA-256 of the whole file (digest.py); the commit fills it in."""
 
 
 class Store:
@@ -367,14 +346,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def footer_of(metadata: pq.FileMetaData) -> Footer | None:
-    """What a Parquet footer says of a part of ours; None where it says nothing of the kind."""
-    try:
-        return Footer(**json.loads(metadata.metadata[FOOTER_KEY]))
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 @contextlib.contextmanager

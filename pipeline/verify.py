@@ -20,9 +20,10 @@ from pipeline import lease
 from pipeline.digest import digests
 from pipeline.errors import OutputRefused
 from pipeline.figures import format_figure
+from pipeline.footer import Footer, footer_of
 from pipeline.plan import Part, Plan
 from pipeline.preflight import Prepared
-from pipeline.store import CHUNK, RECORDS, Footer, Store, footer_of, standing_parts
+from pipeline.store import CHUNK, RECORDS, Store, standing_parts
 
 READERS = 8
 """Files read at once; each is held in memory whole."""

@@ -22,13 +22,14 @@ from pipeline import __version__
 from pipeline.batching import PackRunner, Runner
 from pipeline.continuing import EngineRunner
 from pipeline.errors import PartAbandoned, WorkerError
+from pipeline.footer import Footer
 from pipeline.index import Counted
 from pipeline.job import Job
 from pipeline.mending import StandingPart
 from pipeline.overlap import Ahead
 from pipeline.plan import Part
 from pipeline.sources import Source
-from pipeline.store import Footer, Store
+from pipeline.store import Store
 from pipeline.tasks import Continuing, make_task
 from pipeline.tasks.rows import ROW, RowResults, text_bytes
 
