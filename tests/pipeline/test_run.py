@@ -31,6 +31,23 @@ def read(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in files])
 
 
+def give(lives: Path, count: int) -> None:
+    """So many files, each of which a worker may spend once, whenever it is killed."""
+    lives.mkdir()
+    for life in range(count):
+        (lives / str(life)).touch()
+
+
+def spent(lives: Path) -> bool:
+    for life in lives.iterdir():
+        try:
+            life.unlink()
+        except FileNotFoundError:
+            continue
+        return True
+    return False
+
+
 def same(one: pa.Table, other: pa.Table) -> bool:
     return bool(one.equals(other))
 
@@ -104,22 +121,21 @@ def test_killed_workers_lose_nothing_and_change_nothing(write_job: JobWriter, tm
     lives = tmp_path / "lives"
 
     class Dying(Worker):
-        """Kills its process on the third group of rows of its life, as many times as the file says."""
+        """Kills its process on the third group of rows of its life, as many times as there are files."""
 
         groups = 0
 
         def _prepared(self, part: Part, only: Sequence[int] | None = None) -> Iterator[Any]:
             for group in super()._prepared(part, only):
                 self.groups += 1
-                if self.groups == 3 and (left := int(lives.read_text())):
-                    lives.write_text(str(left - 1))
+                if self.groups == 3 and spent(lives):
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield group
 
     run(write_job(output={"path": str(tmp_path / "calm")}))
-    lives.write_text("2")
+    give(lives, 2)
     outcome = run(write_job(), worker_class=Dying)
-    assert lives.read_text() == "0"
+    assert not list(lives.iterdir())
     assert outcome.exit_code == 0
     assert same(read(tmp_path / "out"), read(tmp_path / "calm"))
 
@@ -128,18 +144,17 @@ def test_a_worker_whose_engine_broke_is_replaced(write_job: JobWriter, tmp_path:
     lives = tmp_path / "lives"
 
     class Breaking(Worker):
-        """Its engine is lost in the middle of a part, as many times as the file says."""
+        """Its engine is lost in the middle of a part, as many times as there are files."""
 
         def _compute(self, group: Any) -> Any:
-            if left := int(lives.read_text()):
-                lives.write_text(str(left - 1))
+            if spent(lives):
                 raise WorkerBroken("RuntimeError: CUDA error")
             return super()._compute(group)
 
     run(write_job(output={"path": str(tmp_path / "calm")}))
-    lives.write_text("2")
+    give(lives, 2)
     outcome = run(write_job(cluster={"workers": {"max": 1}}), worker_class=Breaking)
-    assert lives.read_text() == "0"
+    assert not list(lives.iterdir())
     assert outcome.exit_code == 0
     assert same(read(tmp_path / "out"), read(tmp_path / "calm"))
 
