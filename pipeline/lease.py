@@ -193,7 +193,7 @@ def held(store: Store) -> dict[str, Any] | None:
         if isinstance(error.__cause__, ValueError):  # it was read, and is no JSON
             return TORN
         raise
-    return TORN if record is not None and record.keys() < TORN.keys() else record
+    return record if record is None or record.keys() >= TORN.keys() else TORN
 
 
 @contextlib.contextmanager

@@ -217,6 +217,12 @@ def test_an_output_that_is_a_file_is_refused(write_job: JobWriter, tmp_path: Pat
     refused(invoke("run", write_job(output={"path": str(tmp_path / "file" / "out")})), "is a file, not a folder")
 
 
+def test_an_output_that_the_inputs_pattern_matches_is_refused(write_job: JobWriter, tmp_path: Path) -> None:
+    pattern = str(tmp_path / "**" / "*.parquet")
+    refused(invoke("run", write_job(input={"parquet": pattern})), "lies inside input.parquet")
+    assert invoke("plan", write_job(input={"parquet": str(tmp_path / "in" / "*.parquet")})).exit_code == 0
+
+
 def test_an_output_inside_the_input_is_refused(write_job: JobWriter, tmp_path: Path) -> None:
     refused(invoke("run", write_job(output={"path": str(tmp_path / "in" / "out")})), "lies inside input.parquet")
 

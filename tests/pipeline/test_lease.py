@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import LeaseHeld, StoreError
-from pipeline.lease import Lease
+from pipeline.lease import SECONDS, TORN, Lease
 from pipeline.locations import locate
 from pipeline.store import Store
 
@@ -38,6 +38,15 @@ def forge(store: Store, **changes: object) -> None:
 def test_a_second_driver_is_refused_and_told_by_whom(store: Store) -> None:
     with Lease(store), pytest.raises(LeaseHeld, match=r"being written by process \d+ on .* wait for it, or stop it"):
         Lease(store).__enter__()
+
+
+@pytest.mark.parametrize("content", ["", '{"owner": "x"', "{}", '{"other": 1}'])
+def test_a_torn_lease_is_watched_and_then_taken(store: Store, content: str) -> None:
+    lease_file(store).write_text(content)
+    waits: list[float] = []
+    with Lease(store, wait=waits.append):
+        assert json.loads(lease_file(store).read_text())["host"] != TORN["host"]
+    assert sum(waits) > SECONDS
 
 
 def test_the_lease_is_gone_after_the_run(store: Store) -> None:

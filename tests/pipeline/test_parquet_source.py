@@ -126,3 +126,21 @@ def test_a_file_that_changed_since_the_plan_is_refused(folder: Path) -> None:
     write(folder / "a.parquet", 0, 301)
     with pytest.raises(SourceError, match=r"a\.parquet changed since the plan"):
         list(pickle.loads(pickle.dumps(source)).read(split, 0, 1, ["id"]))
+
+
+def test_a_file_rewritten_between_two_parts_is_noticed_though_it_stands_open(folder: Path) -> None:
+    source = ParquetSource(str(folder / "a.parquet"))
+    split = source.splits()[0]
+    assert [batch.num_rows for batch in source.read(split, 0, 50, ["id"])]
+    write(folder / "a.parquet", 5000, 300, row_group=70)
+    with pytest.raises(SourceError, match=r"a\.parquet changed since the plan"):
+        list(source.read(split, 50, 100, ["id"]))
+
+
+def test_a_file_rewritten_while_a_part_is_read_is_noticed_before_the_part_ends(folder: Path) -> None:
+    source = ParquetSource(str(folder / "a.parquet"))
+    batches = source.read(source.splits()[0], 0, 300, ["id"])
+    next(batches)
+    write(folder / "a.parquet", 5000, 300, row_group=70)
+    with pytest.raises(SourceError, match=r"a\.parquet"):
+        list(batches)

@@ -158,6 +158,20 @@ def test_a_retry_that_is_killed_changes_nothing_or_all_of_a_part(write_job: JobW
     assert [row for row, why in enumerate(reasons) if why == "text is null"] == [r for r in range(0, 60, 3) if r != 30]
 
 
+def test_a_part_that_was_damaged_is_not_mended_over(write_job: JobWriter, tmp_path: Path) -> None:
+    texts = [f"row {row}" if row % 3 else None for row in range(60)]
+    pq.write_table(pa.table({"id": range(60), "text": texts}), tmp_path / "some.parquet")
+    job = write_job(input={"parquet": str(tmp_path / "some.parquet")})
+    run(job)
+    (part,) = (tmp_path / "out").glob("part-*")
+    content = bytearray(part.read_bytes())
+    content[100] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(PipelineError, match=r"was changed after it was committed: move it away"):
+        run(job, retry=True)
+    assert part.read_bytes() == content
+
+
 def test_a_job_that_is_not_finished_has_no_rows_done_again(write_job: JobWriter, tmp_path: Path) -> None:
     job = write_job()
     run(job)

@@ -209,6 +209,19 @@ def test_what_a_failed_upload_left_is_taken_away() -> None:
     assert list(store.committed(plan)) == []
 
 
+def test_a_refused_upload_leaves_the_part_that_stands_as_it_is(s3: FaultyS3) -> None:
+    store, plan = store_on(s3, "standing", Backoff()), make_plan()
+    part = next(iter(plan.parts()))
+    commit(store, plan, part, 100)
+    place = store.folder.child(part.name).path
+    before = store.read_whole(place)
+    s3.inject(kinds=("403",), method="PUT", path=part.name)
+    with pytest.raises(StoreError, match="access denied"):
+        commit(store, plan, part, 50)
+    s3.calm()
+    assert store.read_whole(place) == before
+
+
 def test_a_lease_outlives_renewals_that_fail(s3: FaultyS3) -> None:
     store = store_on(s3, "lease", Backoff())
     with Lease(store, wait=lambda _: None) as lease:
