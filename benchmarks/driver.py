@@ -33,12 +33,9 @@ PACKAGES = ("ray", "pyarrow")
 class Idle(Worker):
     """Does nothing with its parts."""
 
-    class Runner:
-        tokens = 0
-
     def start(self) -> str:
         """Load nothing."""
-        self.runner = self.Runner()  # type: ignore[assignment]
+        self.stages = []
         return "no device"
 
     def run(self, part: Part) -> PartReport:

@@ -36,12 +36,12 @@ ROWS_PER_PART = 250
 class Poisoned(Worker):
     """Its model kills the process over some rows."""
 
-    def _compute(self, group: Any) -> Any:
+    def _compute(self, stage: Any, group: Any) -> Any:
         ids = group.rows.column("id").to_pylist()
         if any(row in POISON for place, row in enumerate(ids) if place not in group.set_aside):
             os.kill(os.getpid(), signal.SIGKILL)
             threading.Event().wait()
-        return super()._compute(group)
+        return super()._compute(stage, group)
 
 
 def prepare_job(folder: Path, rows: int) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.job import Job
+from pipeline.job import Job, StepOptions
 
 HEAD = """# Options of a job
 
@@ -26,21 +26,36 @@ Every option can be given in the job file or on the command line: `pipeline run 
 
 def reference() -> str:
     """The page."""
-    return "\n".join([HEAD, *_rows(Job, "")]) + "\n"
+    return "\n".join([HEAD, *_rows(Job, ""), *_step_rows()]) + "\n"
 
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
+    """A line for each option, those that the class names itself before those that it inherits."""
+    own = [name for name in model.model_fields if name in model.__annotations__]
+    for name in [*own, *(name for name in model.model_fields if name not in own)]:
+        field = model.model_fields[name]
         inner = _model(field.annotation)
-        if inner is not None:
+        about = " ".join((field.description or "").split())
+        if inner is StepOptions:
+            yield f"| `{name}` | text to step | {_default(field)} | {about} |"
+        elif inner is not None:
             yield from _rows(inner, f"{prefix}{name}.")
         else:
-            about = " ".join((field.description or "").split())
             yield f"| `{prefix}{name}` | {_values(field.annotation)} | {_default(field)} | {about} |"
 
 
+def _step_rows() -> Iterator[str]:
+    """What a step has beside the sections of the tasks, which are as in a job."""
+    for name in StepOptions.__annotations__:
+        field = StepOptions.model_fields[name]
+        about = " ".join((field.description or "").split())
+        values = "as `model`" if name == "model" else _values(field.annotation)
+        yield f"| `steps.NAME.{name}` | {values} | {_default(field)} | {about} |"
+    yield "| `steps.NAME.TASK` | as the section of that task | | Options of the step's task. |"
+
+
 def _model(annotation: Any) -> type[BaseModel] | None:
-    choices = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    choices = typing.get_args(annotation) if typing.get_origin(annotation) in (*_UNIONS, dict) else (annotation,)
     return next((each for each in choices if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 

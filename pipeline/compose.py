@@ -55,6 +55,7 @@ def load_job(job_file: Path, overrides: Sequence[str] = (), conf: Path | None = 
     text = _read_job(job_file)
     parsed = [_override(each, conf, text) for each in overrides]
     written, mapping = _compose(job_file, parsed, conf)
+    _order_steps(mapping, text)
     try:
         return Job.model_validate(mapping)
     except ValidationError as error:
@@ -92,7 +93,7 @@ def _override(text: str, conf: Path | None, job: Mapping[str, Any]) -> Override:
         raise JobError(f"override {text!r}: hydra's own settings are no part of a job: leave it out")
     if key != bare:
         return Override(text, bare, text)
-    if conf is not None and (conf / bare).is_dir():
+    if conf is not None and (conf / bare.partition("@")[0]).is_dir():
         named = any(isinstance(each, dict) and bare in each for each in job.get("defaults") or [])
         return Override(text, bare, text if named else f"+{text}")
     if value == "":
@@ -133,6 +134,13 @@ def _compose(job_file: Path, overrides: Sequence[Override], conf: Path | None) -
         message = " ".join(lines) or f"can't be composed ({type(error).__name__})"
         where = f" (config groups are looked for in {conf})" if conf else " (no conf/ folder was found)"
         raise JobError(f"{job_file}: {message}{where if 'find' in message else ''}") from error
+
+
+def _order_steps(mapping: dict[str, Any], job: Mapping[str, Any]) -> None:
+    """Put the steps in the order of the job file, which its groups, composed before, would change."""
+    steps, named = mapping.get("steps"), job.get("steps")
+    if isinstance(steps, dict) and isinstance(named, dict):
+        mapping["steps"] = {name: steps[name] for name in dict.fromkeys([*named, *steps]) if name in steps}
 
 
 def _mapping(composed: DictConfig, resolve: bool) -> dict[str, Any]:
@@ -200,16 +208,21 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     elif typing.get_origin(annotation) in {typing.Union, types.UnionType, typing.Annotated}:
         for each in typing.get_args(annotation):
             yield from _models(each)
+    elif typing.get_origin(annotation) is dict:
+        yield from _models(typing.get_args(annotation)[1])
 
 
 def _valid_keys(location: Place) -> list[str]:
     model: type[BaseModel] = Job
-    for key in location:
+    keys = iter(location)
+    for key in keys:
         field = model.model_fields.get(str(key))
         inner = next(_models(field.annotation), None) if field else None
-        if inner is None:
+        if field is None or inner is None:
             break
         model = inner
+        if typing.get_origin(field.annotation) is dict:
+            next(keys, None)  # the name that the user gave
     return sorted(model.model_fields)
 
 
@@ -234,17 +247,19 @@ def _place(location: Place, job_file: Path, overrides: Sequence[Override], conf:
     line = line_of(job_file, location)
     if line is not None:
         return f"{job_file}:{line}"
-    for group_file in _group_files(location, job_file, overrides, conf):
-        line = line_of(group_file, location[1:])
+    for group_file, inside in _group_files(location, job_file, overrides, conf):
+        line = line_of(group_file, inside)
         if line is not None:
             return f"{group_file}:{line}"
     return str(job_file)
 
 
-def _group_files(location: Place, job_file: Path, overrides: Sequence[Override], conf: Path | None) -> Iterator[Path]:
-    if conf is None or not location:
+def _group_files(
+    location: Place, job_file: Path, overrides: Sequence[Override], conf: Path | None
+) -> Iterator[tuple[Path, Place]]:
+    """The config groups' files that fill the place of a key, and where in them it would stand."""
+    if conf is None:
         return
-    group = str(location[0])
     chosen = {
         key: value
         for each in read_yaml(job_file).get("defaults") or []
@@ -252,7 +267,9 @@ def _group_files(location: Place, job_file: Path, overrides: Sequence[Override],
         for key, value in each.items()
     }
     chosen.update({each.key: each.text.partition("=")[2] for each in overrides})
-    if group in chosen:
-        file = conf / group / f"{chosen[group]}.yaml"
-        if file.is_file():
-            yield file
+    for name, option in chosen.items():
+        group, _, package = name.partition("@")
+        filled = tuple((package or group).split("."))
+        file = conf / group / f"{option}.yaml"
+        if location[: len(filled)] == filled and file.is_file():
+            yield file, location[len(filled) :]

@@ -5,6 +5,8 @@ A default lives here and nowhere else; the documentation is checked against it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -19,6 +21,8 @@ from pipeline.tasks.qa import QaOptions
 from pipeline.tasks.score import ScoreOptions
 
 Positive = Annotated[int, Field(gt=0)]
+TaskName = Literal["score", "generate", "classify", "ner", "qa", "choose", "embed"]
+StepName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
 class ModelOptions(Options):
@@ -144,19 +148,9 @@ class ClusterOptions(Options):
         return self
 
 
-class Job(Options):
-    """A whole job: the one description of a run."""
+class TaskSections(Options):
+    """The options of each task, in a section of its name."""
 
-    task: Literal["score", "generate", "classify", "ner", "qa", "choose", "embed"]
-    """What is done with every row; its options are in the section of the same name."""
-    model: ModelOptions
-    """Which GPT-2, and how it is held."""
-    input: InputOptions
-    """Where the rows come from."""
-    output: OutputOptions
-    """Where the rows go."""
-    cluster: ClusterOptions = ClusterOptions()
-    """Where the workers run."""
     score: ScoreOptions = ScoreOptions()
     """Options of the score task."""
     generate: GenerateOptions = GenerateOptions()
@@ -172,7 +166,107 @@ class Job(Options):
     embed: EmbedOptions = EmbedOptions()
     """Options of the embed task."""
 
+
+class StepOptions(TaskSections):
+    """One of several tasks that a job does with every row."""
+
+    task: TaskName
+    """What this step does with every row; its options are in the section of the same name."""
+    model: ModelOptions | None = None
+    """Which GPT-2, and how it is held; null: the job's own `model`."""
+    columns: dict[str, str] | None = None
+    """The task's input name -> the column that holds it; null: as `input.columns` says."""
+    prefix: str | None = None
+    """Put before the step's result columns; null: the step's name and an underscore."""
+
+    @model_validator(mode="after")
+    def _own_section_only(self) -> Self:
+        _refuse_idle(self, [name for name in TaskSections.model_fields if name != self.task], f"a {self.task} step")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One task over every row, with all that a job says of it."""
+
+    name: str
+    """Empty where it is the job's only one."""
+    task: TaskName
+    options: Options
+    """The task's own section."""
+    model: ModelOptions
+    model_key: str
+    """The option that says which model."""
+    columns: Mapping[str, str]
+    """Input name -> column, as far as the job says."""
+    columns_key: str
+    """The option that says which columns."""
+    prefix: str
+    """Of the result columns."""
+
+
+class Job(TaskSections):
+    """A whole job: the one description of a run."""
+
+    task: TaskName | None = None
+    """What is done with every row; its options are in the section of the same name. null: see `steps`."""
+    model: ModelOptions | None = None
+    """Which GPT-2, and how it is held; with `steps` the one of those that name none."""
+    input: InputOptions
+    """Where the rows come from."""
+    output: OutputOptions
+    """Where the rows go."""
+    cluster: ClusterOptions = ClusterOptions()
+    """Where the workers run."""
+    steps: dict[StepName, StepOptions] = Field(default_factory=dict)
+    """Instead of `task`: several, each under a name, whose results stand side by side in one table."""
+
+    @model_validator(mode="after")
+    def _one_task_or_steps(self) -> Self:
+        if not self.steps:
+            for name in ("task", "model"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name} is missing; add it to the job file or give {name}=… on the command line")
+            return self
+        if self.task is not None:
+            raise ValueError(f"task is {self.task} and there are steps as well: keep one of the two")
+        lacking = [name for name, step in self.steps.items() if step.model is None and self.model is None]
+        if lacking:
+            raise ValueError(f"steps.{lacking[0]}.model is missing; give it, or a model for all steps")
+        _refuse_idle(self, TaskSections.model_fields, "a job with steps")
+        return self
+
+    @property
+    def all_steps(self) -> tuple[Step, ...]:
+        """The job's steps in their order; of a job with one task, that."""
+        if self.task is not None and self.model is not None:
+            options, columns = getattr(self, self.task), self.input.columns
+            return (Step("", self.task, options, self.model, "model", columns, "input.columns", self.output.prefix),)
+        return tuple(self._step(name, step) for name, step in self.steps.items())
+
+    def _step(self, name: str, step: StepOptions) -> Step:
+        model = step.model or self.model
+        assert model is not None
+        return Step(
+            name=name,
+            task=step.task,
+            options=getattr(step, step.task),
+            model=model,
+            model_key="model" if step.model is None else f"steps.{name}.model",
+            columns=self.input.columns if step.columns is None else step.columns,
+            columns_key="input.columns" if step.columns is None else f"steps.{name}.columns",
+            prefix=self.output.prefix + (f"{name}_" if step.prefix is None else step.prefix),
+        )
+
     @property
     def rows_per_part(self) -> int:
-        """Rows of a part: as asked, or the task's own default."""
-        return self.output.rows_per_part or (1000 if self.task == "generate" else 10_000)
+        """Rows of a part: as asked, or the tasks' own default."""
+        slow = any(step.task == "generate" for step in self.all_steps)
+        return self.output.rows_per_part or (1000 if slow else 10_000)
+
+
+def _refuse_idle(options: TaskSections, sections: Iterable[str], where: str) -> None:
+    """Sections that were given and that nobody would read."""
+    idle = [name for name in sections if name in options.model_fields_set and getattr(options, name).model_fields_set]
+    if idle:
+        raise ValueError(f"{idle[0]} does nothing in {where}: leave it out, or give it to the step whose task it is")

@@ -35,11 +35,13 @@ class CacheSize:
     """Of all engines together."""
 
 
-def cache_size(job: Job, config: GPT2Config, dtype: torch.dtype, device: str, threads: int) -> CacheSize:
+def cache_size(
+    job: Job, config: GPT2Config, dtype: torch.dtype, device: str, threads: int, among: int = 1
+) -> CacheSize:
     """What the job asks for; where it says auto, what its sequences can need at most, within the device's memory.
 
     On a CPU there is an engine for each of the `threads`, and a worker's share of the free memory is its share of the
-    cores. One sequence of the model's whole context always has room.
+    cores. One sequence of the model's whole context always has room. `among` steps share the memory.
     """
     cluster, engines = job.cluster, threads if device == "cpu" else 1
     sequences = SEQUENCES_AT_ONCE[device]
@@ -50,7 +52,7 @@ def cache_size(job: Job, config: GPT2Config, dtype: torch.dtype, device: str, th
     if cluster.cache_tokens != "auto":
         blocks = blocks_for(-(-cluster.cache_tokens // engines))
     elif (free := _free_on_cuda(job) if device == "cuda" else _free_on_cpu(threads)) is not None:
-        blocks = min(blocks, int(free // block // engines))
+        blocks = min(blocks, int(free // among // block // engines))
     blocks = max(blocks, least)
     return CacheSize(engines, sequences, blocks * BLOCK, engines * blocks * block)
 

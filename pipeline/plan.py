@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import __version__
 from pipeline.errors import JobError
-from pipeline.job import Job
+from pipeline.job import Job, Step
 from pipeline.sources import Source, Split
 from pipeline.tasks import Task
 
@@ -51,7 +53,9 @@ class Plan:
     rows_per_part: int
     limit: int | None
     input_columns: tuple[str, ...]
-    """Columns to read: the kept ones, then those that only the task needs."""
+    """Columns to read: the kept ones, then those that only the tasks need."""
+    task_columns: tuple[Mapping[str, str], ...]
+    """Of each step the task's input name -> the column that holds it."""
     schema: pa.Schema
     """Schema of every output file."""
     fingerprint: str = field(init=False)
@@ -114,23 +118,29 @@ class Plan:
         }
 
 
-def make_plan(job: Job, source: Source, task: Task, model: dict[str, Any]) -> Plan:
-    """Plan `job` over the splits of `source`; `model` is what identifies the weights and how they are held.
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A step of the job, with its task and what identifies the weights it computes with and how they are held."""
+
+    step: Step
+    task: Task
+    model: Mapping[str, Any]
+
+
+def make_plan(job: Job, source: Source, steps: Sequence[PlannedStep]) -> Plan:
+    """Plan `job` over the splits of `source`.
 
     Raises JobError for input that can't be read, and for columns that are missing, of a wrong type, or taken.
     """
     schema, splits = source.schema(), source.splits()
     kept = _kept_columns(job, schema)
-    needed = _needed_columns(job, schema, task)
-    output = _output_schema(job, schema, kept, task.fields)
+    columns = tuple(_task_columns(each, schema) for each in steps)
     identity = {
         "format": FORMAT,
         "version": __version__,
-        "task": job.task,
-        job.task: getattr(job, job.task).model_dump(mode="json"),
-        "model": model,
+        **_tasks(steps, columns),
         "input": {
-            "columns": dict(zip(task.inputs, needed, strict=True)),
+            **({} if job.steps else {"columns": columns[0]}),
             "limit": job.input.limit,
             # A list: the order of the splits decides which rows a part holds.
             "splits": [{"name": split.name, "rows": split.rows, **split.identity} for split in splits],
@@ -142,9 +152,27 @@ def make_plan(job: Job, source: Source, task: Task, model: dict[str, Any]) -> Pl
         splits=tuple(splits),
         rows_per_part=job.rows_per_part,
         limit=job.input.limit,
-        input_columns=tuple(dict.fromkeys([*kept, *needed])),
-        schema=output,
+        input_columns=tuple(dict.fromkeys(chain(kept, *(each.values() for each in columns)))),
+        task_columns=columns,
+        schema=_output_schema(job, schema, kept, steps),
     )
+
+
+def _tasks(steps: Sequence[PlannedStep], columns: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """The part of the identity that tells what is done with each row, and by which model."""
+    told: dict[str, dict[str, Any]] = {
+        each.step.name: {
+            "task": each.step.task,
+            each.step.task: each.step.options.model_dump(mode="json"),
+            "model": each.model,
+        }
+        for each in steps
+    }
+    if "" in told:
+        return told[""]
+    for each, reads in zip(steps, columns, strict=True):
+        told[each.step.name] |= {"columns": reads, "prefix": each.step.prefix}
+    return {"steps": told, "order": list(told)}
 
 
 def _kept_columns(job: Job, schema: pa.Schema) -> list[str]:
@@ -156,38 +184,43 @@ def _kept_columns(job: Job, schema: pa.Schema) -> list[str]:
     return list(dict.fromkeys(job.output.columns))
 
 
-def _needed_columns(job: Job, schema: pa.Schema, task: Task) -> list[str]:
-    for name in job.input.columns:
+def _task_columns(planned: PlannedStep, schema: pa.Schema) -> dict[str, str]:
+    """The task's input name -> the column that holds it."""
+    step, task = planned.step, planned.task
+    key = step.columns_key
+    for name in step.columns:
         if name not in task.inputs:
-            raise JobError(
-                f"input.columns names {name!r}, which {job.task} does not read; it reads {', '.join(task.inputs)}"
-            )
-    needed = []
+            raise JobError(f"{key} names {name!r}, which {step.task} does not read; it reads {', '.join(task.inputs)}")
+    found = {}
     for name, holds in task.inputs.items():
-        column = job.input.columns.get(name, name)
+        column = step.columns.get(name, name)
         if column not in schema.names:
             raise JobError(
-                f"input.columns: {job.task} reads {name} from column {column!r}, which the input lacks; "
-                f"it has {', '.join(schema.names)}: say input.columns.{name}=…"
+                f"{key}: {step.task} reads {name} from column {column!r}, which the input lacks; "
+                f"it has {', '.join(schema.names)}: say {key}.{name}=…"
             )
         if not holds.accepts(schema.field(column).type):
             raise JobError(
-                f"input.columns: {job.task} reads {name} from column {column!r}, which holds "
+                f"{key}: {step.task} reads {name} from column {column!r}, which holds "
                 f"{schema.field(column).type} and not {holds.value}: name a column that holds {holds.value} by "
-                f"input.columns.{name}=…"
+                f"{key}.{name}=…"
             )
-        needed.append(column)
-    return needed
+        found[name] = column
+    return found
 
 
-def _output_schema(job: Job, schema: pa.Schema, kept: Sequence[str], task_fields: Sequence[pa.Field]) -> pa.Schema:
-    results = [each.with_name(job.output.prefix + each.name) for each in [*task_fields, pa.field("error", pa.string())]]
-    taken = sorted(set(kept) & {each.name for each in results})
-    if taken:
+def _output_schema(job: Job, schema: pa.Schema, kept: Sequence[str], steps: Sequence[PlannedStep]) -> pa.Schema:
+    results = [field.with_name(each.step.prefix + field.name) for each in steps for field in each.task.fields]
+    results.append(pa.field(job.output.prefix + "error", pa.string()))
+    names = [each.name for each in results]
+    if taken := sorted(set(kept) & set(names)):
+        writer = job.task or "the job"
         raise JobError(
-            f"the input has a column {taken[0]!r} already, which {job.task} writes: "
-            f"give output.prefix={job.task}_ (or any other), or leave the column out of output.columns"
+            f"the input has a column {taken[0]!r} already, which {writer} writes: "
+            f"give output.prefix={job.task or 'new'}_ (or any other), or leave the column out of output.columns"
         )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise JobError(f"two results are called {twice[0]!r}: give one step another prefix (steps.NAME.prefix)")
     # Metadata of the input (pandas indexes, Hub features) describes another table than the one written here.
     carried = [schema.field(name).remove_metadata() for name in kept]
     return pa.schema([*carried, *results])

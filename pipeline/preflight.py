@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
 from gpt2model.errors import GPT2Error, WeightsMismatch
 from pipeline.cores import available_cpus
 from pipeline.errors import JobError, OutputRefused
-from pipeline.job import Job
+from pipeline.job import Job, Step
 from pipeline.locations import Location, locate
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan, PlannedStep, make_plan
 from pipeline.sources import open_source
 from pipeline.sources.parquet import is_glob
+from pipeline.steps import StepSpec
 from pipeline.store import Store
 from pipeline.tasks import Task, architecture_of, make_task
 from pipeline.worker import WorkerSpec
@@ -49,15 +51,26 @@ PROBE = "import torch; x = torch.ones(64, 64, dtype=torch.{dtype}); torch.mm(x, 
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedStep:
+    """A step that can be done."""
+
+    step: Step
+    task: Task
+    checkpoint: CheckpointInfo
+    architecture: str
+    """Name of the gpt2model class to load the checkpoint as."""
+    dtype: str
+    eos_token_id: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A job that can run."""
 
     job: Job
     plan: Plan
     spec: WorkerSpec
-    task: Task
-    tokenizer: gpt2model.GPT2Tokenizer
-    checkpoint: CheckpointInfo
+    steps: tuple[PreparedStep, ...]
     num_gpus: float
 
     @property
@@ -73,35 +86,49 @@ def prepare(job: Job, to_run: bool = True) -> Prepared:
     if to_run:
         _check_address(job)
     num_gpus, device = _device(job, to_run)
-    dtype = _dtype(job, device)
-    architecture, checkpoint, tokenizer = _checkpoint(job, dtype)
-    eos = _eos_token_id(job, Path(checkpoint.folder))
-    task = make_task(job, tokenizer, checkpoint.config, eos)
+    steps = tuple(_step(job, step, device) for step in job.all_steps)
     source = open_source(job.input)
-    plan = make_plan(job, source, task, _model_identity(architecture, checkpoint, dtype))
+    plan = make_plan(job, source, [PlannedStep(each.step, each.task, _model_identity(each)) for each in steps])
     store = Store(locate(job.output.path, "output.path"))
     _refuse_output_in_input(job, store.folder)
     _refuse_linked_records(store)
     if to_run:
         store.check_writable()
-    local = checkpoint.revision is None
     spec = WorkerSpec(
         job=job,
         fingerprint=plan.fingerprint,
         schema=plan.schema,
         read_columns=plan.input_columns,
-        task_columns=plan.identity["input"]["columns"],
         source=source,
         store=store,
-        model=str(checkpoint.folder.absolute()) if local else job.model.path,
-        revision=checkpoint.revision,
-        architecture=architecture,
         device=device,
-        dtype=dtype,
         threads=_threads(job, device),
-        eos_token_id=eos,
+        steps=tuple(_told(each, columns) for each, columns in zip(steps, plan.task_columns, strict=True)),
     )
-    return Prepared(job, plan, spec, task, tokenizer, checkpoint, num_gpus)
+    return Prepared(job, plan, spec, steps, num_gpus)
+
+
+def _step(job: Job, step: Step, device: str) -> PreparedStep:
+    dtype = _dtype(job, step, device)
+    architecture, checkpoint, tokenizer = _checkpoint(step, dtype)
+    eos = _eos_token_id(step, Path(checkpoint.folder))
+    task = make_task(step, tokenizer, checkpoint.config, eos)
+    return PreparedStep(step, task, checkpoint, architecture, dtype, eos)
+
+
+def _told(prepared: PreparedStep, columns: Mapping[str, str]) -> StepSpec:
+    """What a worker is told of a step."""
+    checkpoint = prepared.checkpoint
+    local = checkpoint.revision is None
+    return StepSpec(
+        step=prepared.step,
+        columns=columns,
+        model=str(checkpoint.folder.absolute()) if local else prepared.step.model.path,
+        revision=checkpoint.revision,
+        architecture=prepared.architecture,
+        dtype=prepared.dtype,
+        eos_token_id=prepared.eos_token_id,
+    )
 
 
 def _check_address(job: Job) -> None:
@@ -155,7 +182,7 @@ def _refuse_linked_records(store: Store) -> None:
 
 
 def _device(job: Job, to_run: bool) -> tuple[float, str]:
-    asked, gpus = job.model.device, job.cluster.gpus_per_worker
+    asked, gpus = _asked_device(job), job.cluster.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else 0.0
     device = asked if asked != "auto" else ("cuda" if gpus else "cpu")
@@ -172,25 +199,37 @@ def _device(job: Job, to_run: bool) -> tuple[float, str]:
     return gpus, device
 
 
+def _asked_device(job: Job) -> str:
+    """Of all steps: a worker, which does them all, has one device."""
+    asked = {step.model.device: step for step in job.all_steps}
+    if len(asked) > 1:
+        (one, first), (other, second) = list(asked.items())[:2]
+        raise JobError(
+            f"{second.model_key}.device is {other}, and {first.model_key}.device {one}: a worker does all steps on one "
+            "device, so give all of them the same"
+        )
+    return next(iter(asked))
+
+
 def named_cluster(job: Job) -> bool:
     """Whether the workers run elsewhere than on a Ray that this command starts."""
     return bool(job.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
-def _dtype(job: Job, device: str) -> str:
+def _dtype(job: Job, step: Step, device: str) -> str:
     """The dtype that `auto` stands for, and a check that this CPU computes it.
 
     Some processors advertise bfloat16 instructions and kill the process that uses them, so a child process tries first.
     """
-    dtype = job.model.dtype
+    dtype = step.model.dtype
     if dtype == "auto":
         return "float32" if device == "cpu" else "float16"
     if device == "cpu" and dtype != "float32" and not named_cluster(job):
         done = subprocess.run([sys.executable, "-c", PROBE.format(dtype=dtype)], capture_output=True, check=False)
         if done.returncode != 0:
             raise JobError(
-                f"model.dtype {dtype} kills or fails the process on this CPU (exit code {done.returncode}): "
-                "give model.dtype=float32"
+                f"{step.model_key}.dtype {dtype} kills or fails the process on this CPU (exit code {done.returncode}): "
+                f"give {step.model_key}.dtype=float32"
             )
     return dtype
 
@@ -201,44 +240,44 @@ def _threads(job: Job, device: str) -> int:
     return 1 if device == "cuda" else min(CPU_THREADS, available_cpus())
 
 
-def _checkpoint(job: Job, dtype: str) -> tuple[str, CheckpointInfo, gpt2model.GPT2Tokenizer]:
+def _checkpoint(step: Step, dtype: str) -> tuple[str, CheckpointInfo, gpt2model.GPT2Tokenizer]:
     """The class to load the checkpoint as, what it is, and its tokenizer."""
-    path, revision = job.model.path, job.model.revision
+    path, revision, key = step.model.path, step.model.revision, f"{step.model_key}.path"
     try:
         config = gpt2model.GPT2Config.from_pretrained(path, revision=revision)
-        architecture = architecture_of(job, config)
+        architecture = architecture_of(step, config)
         checkpoint = inspect_checkpoint(
             path,
             model_class=getattr(gpt2model, architecture),
             revision=revision,
             dtype=dtype,
-            quantization=job.model.quantization_method,
+            quantization=step.model.quantization_method,
         )
         tokenizer = gpt2model.GPT2Tokenizer.from_pretrained(
             path if checkpoint.revision else checkpoint.folder, revision=checkpoint.revision
         )
     except WeightsMismatch as error:
         if " missing (" not in str(error):
-            raise JobError(f"model.path {path}: {error}") from error
+            raise JobError(f"{key} {path}: {error}") from error
         saved = f" (config.json says {', '.join(config.architectures)})" if config.architectures else ""
         raise JobError(
-            f"model.path {path}: task {job.task} needs a checkpoint of {architecture}{saved}: "
+            f"{key} {path}: task {step.task} needs a checkpoint of {architecture}{saved}: "
             f"name one that was trained for it. {error} (in Python; a job takes trained heads only)"
         ) from error
     except GPT2Error as error:
-        raise JobError(f"model.path {path}{f' at {revision}' if revision else ''}: {error}") from error
+        raise JobError(f"{key} {path}{f' at {revision}' if revision else ''}: {error}") from error
     if len(tokenizer) > checkpoint.config.vocab_size:
         raise JobError(
-            f"model.path {path}: its tokenizer has {len(tokenizer)} tokens and the model knows "
+            f"{key} {path}: its tokenizer has {len(tokenizer)} tokens and the model knows "
             f"{checkpoint.config.vocab_size}: the two are not of one checkpoint"
         )
     return architecture, checkpoint, tokenizer
 
 
-def _eos_token_id(job: Job, folder: Path) -> tuple[int, ...] | None:
+def _eos_token_id(step: Step, folder: Path) -> tuple[int, ...] | None:
     """What generation_config.json says of the end of a text; of a job's rows nothing else in it counts."""
     file = folder / "generation_config.json"
-    if job.task != "generate" or not file.is_file():
+    if step.task != "generate" or not file.is_file():
         return None
     try:
         said = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]
@@ -247,21 +286,22 @@ def _eos_token_id(job: Job, folder: Path) -> tuple[int, ...] | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise JobError(
-            f"model.path {job.model.path}: {file.name}: its eos_token_id can't be read ({error}): "
+            f"{step.model_key}.path {step.model.path}: {file.name}: its eos_token_id can't be read ({error}): "
             "give a token id there, or a list of them"
         ) from error
 
 
-def _model_identity(architecture: str, checkpoint: CheckpointInfo, dtype: str) -> dict[str, Any]:
+def _model_identity(prepared: PreparedStep) -> dict[str, Any]:
+    checkpoint = prepared.checkpoint
     files = {file.name: file.sha256 for file in checkpoint.files}
     for name in OTHER_FILES:
         file = Path(checkpoint.folder) / name
         if file.is_file():
             files[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     return {
-        "architecture": architecture,
+        "architecture": prepared.architecture,
         "revision": checkpoint.revision,
         "files": files,
-        "dtype": dtype,
+        "dtype": prepared.dtype,
         "quantization": None if checkpoint.quantization is None else checkpoint.quantization.to_dict(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 import pyarrow as pa
@@ -9,33 +10,32 @@ import torch
 import yaml
 
 from pipeline.figures import format_figure
+from pipeline.job import Step
 from pipeline.memory import cache_size
 from pipeline.preflight import Prepared
 from pipeline.run import resolved_job
+from pipeline.tasks import by_engine
+from pipeline.tasks.generate_options import GenerateOptions
+from pipeline.weights import weights_of
 
 SAMPLED_ROWS = 200
 
 
 def describe(prepared: Prepared) -> str:
-    """Parts, rows, estimated tokens, model, output schema and the resolved job, as text."""
+    """Parts, rows, estimated tokens, models, output schema and the resolved job, as text."""
     plan, spec = prepared.plan, prepared.spec
     parts = sum(1 for _ in plan.parts())
     streamed = any(split.rows is None for split in plan.splits)
     opened = spec.store.opened(plan)
     committed = sum(1 for _ in spec.store.committed(plan)) if opened else 0
-    checkpoint = prepared.checkpoint
-    parameters = format_figure(checkpoint.num_parameters)
-    held = spec.dtype if checkpoint.quantization is None else f"{checkpoint.quantization.method} and {spec.dtype}"
     lines = [
         f"fingerprint       {plan.fingerprint}",
         f"input             {len(plan.splits):,} splits, {_count(plan.rows)} rows",
         f"parts             {f'{parts:,}' if not streamed else f'at least {parts:,}'}, "
         f"up to {plan.rows_per_part:,} rows each; {committed:,} committed",
-        f"tokens            {_tokens(prepared)}",
-        f"model             {spec.architecture}, {parameters} parameters, {held} on {spec.device}",
-        f"memory            {_megabytes(checkpoint.bytes_in_memory)} of weights a worker; "
-        f"{_megabytes(checkpoint.bytes_full)} in float32",
-        *_cache(prepared),
+        *_steps(prepared),
+        _memory(prepared),
+        *_caches(prepared),
         f"output            {spec.store.folder.uri}",
         "",
         "output columns:",
@@ -47,16 +47,35 @@ def describe(prepared: Prepared) -> str:
     return "\n".join(lines)
 
 
-def _cache(prepared: Prepared) -> list[str]:
-    """Of a task that continues rows, what a worker keeps beside the weights."""
-    if prepared.job.task != "generate" or prepared.job.generate.num_beams > 1:
-        return []
-    spec = prepared.spec
-    dtype = getattr(torch, spec.dtype)
-    size = cache_size(prepared.job, prepared.checkpoint.config, dtype, spec.device, spec.threads)
-    positions, rows = size.engines * size.tokens, size.engines * size.sequences
-    about = f"keys and values of {positions:,} positions, for {rows} rows at once"
-    return [f"cache             {_megabytes(size.bytes)} a worker at most: {about}"]
+def _steps(prepared: Prepared) -> Iterator[str]:
+    """Each step's name where there are several, its tokens and its model."""
+    rows = _first_rows(prepared)
+    for place, each in enumerate(prepared.steps):
+        if each.step.name:
+            yield f"step {each.step.name:<12} {each.step.task}"
+        yield f"tokens            {_tokens(prepared, place, rows)}"
+        checkpoint = each.checkpoint
+        held = each.dtype if checkpoint.quantization is None else f"{checkpoint.quantization.method} and {each.dtype}"
+        parameters = format_figure(checkpoint.num_parameters)
+        yield f"model             {each.architecture}, {parameters} parameters, {held} on {prepared.spec.device}"
+
+
+def _memory(prepared: Prepared) -> str:
+    weights = weights_of(prepared)
+    several = "".join(f"; one backbone serves {' and '.join(names)}" for names in weights.shared)
+    held = f"{_megabytes(weights.bytes_in_memory)} of weights a worker"
+    return f"memory            {held}; {_megabytes(weights.bytes_full)} in float32{several}"
+
+
+def _caches(prepared: Prepared) -> Iterator[str]:
+    """Of tasks that continue rows, what a worker keeps beside the weights."""
+    spec, continuing = prepared.spec, [each for each in prepared.steps if by_engine(each.task)]
+    for each in continuing:
+        dtype, config = getattr(torch, each.dtype), each.checkpoint.config
+        size = cache_size(prepared.job, config, dtype, spec.device, spec.threads, len(continuing))
+        positions, rows = size.engines * size.tokens, size.engines * size.sequences
+        about = f"keys and values of {positions:,} positions, for {rows} rows at once"
+        yield f"cache             {_megabytes(size.bytes)} a worker at most: {about}"
 
 
 def _megabytes(size: int) -> str:
@@ -67,32 +86,33 @@ def _count(rows: int | None) -> str:
     return "unknown (streamed)" if rows is None else f"{rows:,}"
 
 
-def _tokens(prepared: Prepared) -> str:
-    """Tokens a row in the first rows, times the rows."""
-    plan, spec = prepared.plan, prepared.spec
-    part = next(iter(plan.parts()))
-    names: dict[str, str] = plan.identity["input"]["columns"]
-    stop = min(part.stop, SAMPLED_ROWS)
-    batches = list(islice(spec.source.read(part.split, 0, stop, list(dict.fromkeys(names.values()))), SAMPLED_ROWS))
+def _first_rows(prepared: Prepared) -> pa.Table | None:
+    """What the tasks read of the first rows; None where there are none."""
+    spec, part = prepared.spec, next(iter(prepared.plan.parts()))
+    columns = list(dict.fromkeys(spec.task_columns))
+    batches = list(islice(spec.source.read(part.split, 0, min(part.stop, SAMPLED_ROWS), columns), SAMPLED_ROWS))
     table = pa.Table.from_batches(batches) if batches else None
-    if table is None or table.num_rows == 0:
+    return table if table is not None and table.num_rows else None
+
+
+def _tokens(prepared: Prepared, place: int, rows: pa.Table | None) -> str:
+    """Tokens a row in the first rows, times the rows."""
+    if rows is None:
         return "0"
-    inputs = pa.table([table.column(column) for column in names.values()], names=list(names))
-    task_rows = prepared.task.prepare(inputs)
-    mean = prepared.task.num_tokens(task_rows) / table.num_rows
-    more = _new_tokens(prepared)
+    plan, task, names = prepared.plan, prepared.steps[place].task, prepared.plan.task_columns[place]
+    inputs = pa.table([rows.column(column) for column in names.values()], names=list(names))
+    mean = task.num_tokens(task.prepare(inputs)) / rows.num_rows
+    more = _new_tokens(prepared.steps[place].step)
     if plan.rows is None:
         return f"about {mean:,.0f} a row{more}"
-    return f"about {mean * plan.rows:,.0f} ({mean:,.0f} a row in the first {table.num_rows}){more}"
+    return f"about {mean * plan.rows:,.0f} ({mean:,.0f} a row in the first {rows.num_rows}){more}"
 
 
-def _new_tokens(prepared: Prepared) -> str:
+def _new_tokens(step: Step) -> str:
     """Of generate, what is written besides what is read."""
-    options = prepared.job.generate
-    if prepared.job.task != "generate":
+    options = step.options
+    if not isinstance(options, GenerateOptions):
         return ""
     several = f"{options.num_return_sequences} times " if options.num_return_sequences > 1 else ""
-    limit = (
-        "each row's own max_new_tokens" if "max_new_tokens" in prepared.job.input.columns else options.max_new_tokens
-    )
+    limit = "each row's own max_new_tokens" if "max_new_tokens" in step.columns else options.max_new_tokens
     return f" read, {several}{limit} a row at most to write"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -17,13 +17,14 @@ from pipeline.cluster import connected
 from pipeline.driver import Driver
 from pipeline.errors import Interrupted, JobError, PipelineError, WorkerError
 from pipeline.index import Counted
-from pipeline.job import Job
+from pipeline.job import Job, TaskSections
 from pipeline.lease import Lease
 from pipeline.locations import redact_all
 from pipeline.plan import Part
 from pipeline.preflight import Prepared, named_cluster, prepare
 from pipeline.progress import Watch
 from pipeline.records import Recorder, Tally
+from pipeline.steps import summarize
 from pipeline.worker import PartReport, Worker
 
 MOST_FAILURES_TOLD = 5
@@ -188,7 +189,7 @@ def _summary(prepared: Prepared, tally: Tally, rows: int, driver: Driver | None)
     return {
         "rows": tally.rows,
         "rows with an error": tally.errors,
-        **prepared.task.summarize(tally.figures),
+        **summarize({each.step.name: each.task for each in prepared.steps}, tally.figures),
         "rows done by this command": rows,
         "seconds of work": round(seconds, 2),
         "tokens a second": round(driver.tokens / seconds, 1) if driver and seconds else None,
@@ -198,9 +199,21 @@ def _summary(prepared: Prepared, tally: Tally, rows: int, driver: Driver | None)
 
 
 def resolved_job(job: Job) -> dict[str, Any]:
-    """The job with every default, and without secrets."""
+    """The job with every default, and without secrets, nor options of tasks that it does not do."""
     content: dict[str, Any] = redact_all(job.model_dump(mode="json"))
-    return content
+    sections = TaskSections.model_fields.keys()
+    if not job.steps:
+        return {**_without(content, {*sections, "steps"}), **{name: content[name] for name in sections}}
+    steps = {}
+    for step in job.all_steps:
+        told = content["steps"][step.name]
+        told["prefix"] = step.prefix.removeprefix(job.output.prefix)
+        steps[step.name] = {**_without(told, sections), step.task: told[step.task]}
+    return {**_without(content, {*sections, "task", "steps"}), "steps": steps}
+
+
+def _without(content: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in keys}
 
 
 class _StopRequest:

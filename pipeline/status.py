@@ -68,7 +68,7 @@ def read_status(output: str) -> Status:
     return Status(
         output=store.folder.uri,
         fingerprint=plan["fingerprint"],
-        task=plan.get("identity", {}).get("task"),
+        task=_tasks(plan.get("identity", {})),
         model=_model(store),
         state=state,
         reason=told.get("reason") if state == "stopped" else None,
@@ -107,13 +107,22 @@ def _seconds_left(told: dict[str, Any], total: int | None) -> float | None:
     return max(total - told["rows"], 0) / rate if rate and total is not None else None
 
 
+def _tasks(identity: dict[str, Any]) -> str | None:
+    """The task; of a job with steps those of all of them."""
+    steps = identity.get("steps", {})
+    names = identity.get("order", [])
+    return ", ".join(steps[name]["task"] for name in names) if steps else identity.get("task")
+
+
 def _model(store: Store) -> str | None:
-    """What the job calls its model."""
+    """What the job calls its model, or its steps' models."""
     record = store.records.child("job.yaml")
     try:
         with record.filesystem.open_input_file(record.path) as stream:
-            return str(yaml.safe_load(stream.read())["model"]["path"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+            job = yaml.safe_load(stream.read())
+        steps = [step["model"] or job["model"] for step in job.get("steps", {}).values()]
+        return ", ".join(dict.fromkeys(str(model["path"]) for model in steps or [job["model"]]))
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         return None
 
 

@@ -85,7 +85,8 @@ def verify(prepared: Prepared) -> Verdict:
     verdict = Verdict(plan.rows, plan.num_parts)
     _check_driver(store, verdict)
     listing = store.listing()
-    check = _PartCheck(store, plan, len(prepared.task.fields))
+    # Of several steps some may have results in a row in which another failed.
+    check = _PartCheck(store, plan, len(prepared.steps[0].task.fields) if len(prepared.steps) == 1 else 0)
     standing = _check_parts(check, listing, verdict)
     verdict.findings += [_missing(store, part) for part in plan.parts() if part.name not in listing]
     strangers = [info for name, info in listing.items() if name not in standing and name != RECORDS]

@@ -1,4 +1,4 @@
-"""The worker: holds one model for the whole run, and does the parts it is given.
+"""The worker: holds its models for the whole run, and does the parts it is given.
 
 Reading and tokenizing, computing, and writing are three threads a part, with bounded queues between them. Two parts
 may be in a worker at once: the second is read and tokenized while the first computes, and computes while the first is
@@ -12,7 +12,8 @@ import threading
 from bisect import bisect_left
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ from pipeline.mending import StandingPart
 from pipeline.overlap import Ahead
 from pipeline.plan import Part
 from pipeline.sources import Source
+from pipeline.steps import StepSpec, load_steps, side_by_side
 from pipeline.store import Store
-from pipeline.tasks import Continuing, make_task
+from pipeline.tasks import Continuing, by_engine
 from pipeline.tasks.rows import ROW, RowResults, text_bytes
 
 GROUP_ROWS = 4096
@@ -51,21 +53,19 @@ class WorkerSpec:
     """Of every output file."""
     read_columns: tuple[str, ...]
     """Columns to read: the kept ones, then those that only the task needs."""
-    task_columns: Mapping[str, str]
-    """The task's input name -> the column that holds it."""
     source: Source
     store: Store
-    model: str
-    """Absolute folder, or Hub id."""
-    revision: str | None
-    """The resolved commit, so that every worker holds the same weights."""
-    architecture: str
-    """Name of the gpt2model class."""
     device: str
-    dtype: str
     threads: int
-    eos_token_id: tuple[int, ...] | None = None
-    """The tokens that end a text, where the checkpoint's generation_config.json names them."""
+    steps: tuple[StepSpec, ...]
+    """What is done with every row, one after the other."""
+
+    @property
+    def task_columns(self) -> list[str]:
+        """Columns that the tasks read, each once for a step that reads it and for no other."""
+        if len(self.steps) == 1:
+            return list(self.steps[0].columns.values())
+        return list(dict.fromkeys(column for step in self.steps for column in step.columns.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +106,22 @@ class _Group:
 
     rows: pa.Table
     """As read, and last their numbers."""
-    prepared: Any
+    prepared: Sequence[Any]
+    """What each step's task made of them."""
     tokens: int
     set_aside: Mapping[int, str]
     """Rows of the group that are not computed, and why."""
+    computed: Mapping[int, Any] = field(default_factory=dict)
+    """By step, as far as they have come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Steps that are computed by the same means."""
+
+    runner: Runner
+    places: Sequence[int]
+    """Of the steps."""
 
 
 @dataclass(slots=True)
@@ -140,8 +152,6 @@ class Worker:
         """Load tokenizer and model; returns the device's name. Raises WorkerError where this node can't."""
         import torch
 
-        import gpt2model
-
         if self.spec.device == "cpu":
             torch.set_num_threads(1)
         elif not torch.cuda.is_available():
@@ -149,30 +159,26 @@ class Worker:
                 "a worker was to compute on cuda, and the node it runs on has no CUDA device: "
                 "give model.device=cpu, or cluster.gpus_per_worker for nodes that have one"
             )
-        folder, revision = self.spec.model, self.spec.revision
-        tokenizer = gpt2model.GPT2Tokenizer.from_pretrained(folder, revision=revision)
-        self.model = getattr(gpt2model, self.spec.architecture).from_pretrained(
-            folder,
-            revision=revision,
-            dtype=self.spec.dtype,
-            quantization=self.spec.job.model.quantization_method,
-            device=self.spec.device,
-        )
-        # Before there are threads: bitsandbytes' 8-bit layers rearrange themselves in their first call.
-        self.model.base_model.forward_packed(gpt2model.pack([[0]]).to(self.model.device))
-        self.task = make_task(self.spec.job, tokenizer, self.model.config, self.spec.eos_token_id)
-        self.runner = self._runner()
+        self.steps = load_steps(self.spec.steps, self.spec.device)
+        self.stages = self._stages()
         return str(torch.cuda.get_device_name()) if self.spec.device == "cuda" else f"cpu, {self.spec.threads} threads"
 
-    def _runner(self) -> Runner:
+    def _stages(self) -> list[Stage]:
+        """The steps that make packs come together, then each that has engines of its own."""
+        spec, budget = self.spec, tokens_per_batch(self.spec.job, self.spec.device)
+        engines = {place: step.task for place, step in enumerate(self.steps) if by_engine(step.task)}
+        packs = [place for place in range(len(self.steps)) if place not in engines]
+        stages = [Stage(PackRunner(budget, spec.threads if spec.device == "cpu" else None), packs)] if packs else []
+        for place, task in engines.items():
+            stages.append(Stage(self._engines(task, self.steps[place].model, budget, len(engines)), [place]))
+        return stages
+
+    def _engines(self, task: Continuing, model: Any, budget: int, among: int) -> EngineRunner:
         from pipeline.memory import cache_size
 
-        spec, budget = self.spec, tokens_per_batch(self.spec.job, self.spec.device)
-        if isinstance(self.task, Continuing) and self.task.by_engine:
-            size = cache_size(spec.job, self.model.config, self.model.dtype, spec.device, spec.threads)
-            made = (self.task.engine(self.model, size.sequences, size.tokens, budget) for _ in range(size.engines))
-            return EngineRunner(list(made))
-        return PackRunner(budget, spec.threads if spec.device == "cpu" else None)
+        spec = self.spec
+        size = cache_size(spec.job, model.config, model.dtype, spec.device, spec.threads, among)
+        return EngineRunner([task.engine(model, size.sequences, size.tokens, budget) for _ in range(size.engines)])
 
     def process_id(self) -> int:
         """The operating system's number of this process."""
@@ -180,7 +186,7 @@ class Worker:
 
     def counts(self) -> Counts:
         """What was done since the start; answers while parts are being done."""
-        tokens = self.runner.tokens
+        tokens = sum(stage.runner.tokens for stage in self.stages)
         return Counts(self._rows, self._errors, tokens, tokens, self._beats + tokens)
 
     def stop(self) -> set[str]:
@@ -236,11 +242,16 @@ class Worker:
     def _results(self, part: Part, sums: _Sums, only: Sequence[int] | None = None) -> Generator[pa.Table]:
         """The output rows of `part`, group by group, added up in `sums`; of `only` these rows, where given."""
         with closing(Ahead(self._computed(part, only), depth=2)) as stages:
-            for group, computed in stages:
-                result = self.task.finish(group.prepared, computed)
+            for group in stages:
+                results = [
+                    step.task.finish(group.prepared[place], group.computed[place])
+                    for place, step in enumerate(self.steps)
+                ]
+                tokens = group.tokens + sum(int(each.figures.get("new_tokens", 0)) for each in results)
+                result = side_by_side([step.name for step in self.steps], results)
                 errors = {**result.errors, **group.set_aside}
                 yield self._table(group.rows, result, errors)
-                sums.add(len(errors), group.tokens + int(result.figures.get("new_tokens", 0)), result.figures)
+                sums.add(len(errors), tokens, result.figures)
                 self._rows += group.rows.num_rows
                 self._errors += len(errors)
                 self._beats += 1
@@ -248,15 +259,19 @@ class Worker:
     def _prepared(self, part: Part, only: Sequence[int] | None = None) -> Iterator[_Group]:
         spec = self.spec
         group_bytes = ENGINE_GROUP_BYTES
-        if not isinstance(self.runner, EngineRunner):
+        if not any(isinstance(stage.runner, EngineRunner) for stage in self.stages):
             group_bytes = tokens_per_batch(spec.job, spec.device) * GROUP_PACKS * BYTES_PER_TOKEN
         aside = {number_of(part, row): why for row, why in part.set_aside.items()}
-        for rows in cut_groups(self._numbered(part, only), list(spec.task_columns.values()), group_bytes):
+        for rows in cut_groups(self._numbered(part, only), spec.task_columns, group_bytes):
             numbers = rows.column(rows.num_columns - 1)
             set_aside = {place: aside[number] for place, number in enumerate(numbers.to_pylist()) if number in aside}
-            read = [_without(rows.column(column), set_aside) for column in spec.task_columns.values()]
-            prepared = self.task.prepare(pa.table([*read, numbers], names=[*spec.task_columns, ROW]))
-            yield _Group(rows, prepared, self.task.num_tokens(prepared), set_aside)
+            read = {column: _without(rows.column(column), set_aside) for column in spec.task_columns}
+            prepared = [
+                step.task.prepare(pa.table([*(read[each] for each in columns.values()), numbers], [*columns, ROW]))
+                for step, columns in zip(self.steps, (each.columns for each in spec.steps), strict=True)
+            ]
+            tokens = sum(step.task.num_tokens(each) for step, each in zip(self.steps, prepared, strict=True))
+            yield _Group(rows, prepared, tokens, set_aside)
 
     def _numbered(self, part: Part, only: Sequence[int] | None) -> Iterator[pa.RecordBatch]:
         """The rows of `part`, each with its number behind its columns; of `only` these, where given."""
@@ -272,12 +287,21 @@ class Worker:
                 yield from (numbered.slice(row - first, 1) for row in wanted)
             first += batch.num_rows
 
-    def _computed(self, part: Part, only: Sequence[int] | None = None) -> Iterator[tuple[_Group, Any]]:
+    def _computed(self, part: Part, only: Sequence[int] | None = None) -> Iterator[_Group]:
         with closing(Ahead(self._prepared(part, only), depth=2)) as groups:
-            yield from self.runner.each(groups, self._compute)
+            through = iter(groups)
+            for stage in self.stages:
+                through = self._through(stage, through)
+            yield from through
 
-    def _compute(self, group: _Group) -> Any:
-        return self.task.compute(self.model, group.prepared, self.runner)
+    def _through(self, stage: Stage, groups: Iterator[_Group]) -> Iterator[_Group]:
+        """The groups with what is computed in `stage`."""
+        for group, computed in stage.runner.each(groups, partial(self._compute, stage)):
+            yield replace(group, computed={**group.computed, **computed})
+
+    def _compute(self, stage: Stage, group: _Group) -> dict[int, Any]:
+        steps = [(place, self.steps[place]) for place in stage.places]
+        return {place: step.task.compute(step.model, group.prepared[place], stage.runner) for place, step in steps}
 
     def _table(self, rows: pa.Table, result: RowResults, errors: Mapping[int, str]) -> pa.Table:
         schema = self.spec.schema
@@ -287,6 +311,7 @@ class Worker:
         return pa.Table.from_arrays([*columns, *result.columns, reasons], schema=schema)
 
     def _footer(self, part: Part, rows: int, errors: int, figures: Mapping[str, float]) -> Footer:
+        steps = self.spec.steps
         return Footer(
             fingerprint=self.spec.fingerprint,
             part=part.name,
@@ -295,10 +320,10 @@ class Worker:
             rows=rows,
             errors=errors,
             figures=figures,
-            model=self.spec.job.model.path,
-            revision=self.spec.revision,
+            model=", ".join(dict.fromkeys(each.step.model.path for each in steps)),
+            revision=", ".join(dict.fromkeys(each.revision for each in steps if each.revision)) or None,
             device=self.spec.device,
-            dtype=self.spec.dtype,
+            dtype=", ".join(dict.fromkeys(each.dtype for each in steps)),
             version=__version__,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ from pipeline.tasks.rows import Holds, RowResults
 if TYPE_CHECKING:
     from gpt2model import GPT2Config, GPT2Tokenizer
     from gpt2model.generation import Engine
-    from pipeline.job import Job
+    from pipeline.job import Step
 
 
 class Task(Protocol):
@@ -60,6 +60,11 @@ class Continuing(Protocol):
         """What continues so many rows at once, within a cache of so many positions."""
 
 
+def by_engine(task: Task) -> TypeGuard[Continuing]:
+    """Whether the task wants engines rather than packs."""
+    return isinstance(task, Continuing) and task.by_engine
+
+
 class TaskClass(Protocol):
     """What there is of a task before there is a checkpoint."""
 
@@ -76,18 +81,18 @@ def task_class(name: str) -> TaskClass:
     return task
 
 
-def architecture_of(job: Job, config: GPT2Config) -> str:
-    """Name of the gpt2model class that the job's task needs of a checkpoint with this config."""
-    return task_class(job.task).architecture(getattr(job, job.task), config)
+def architecture_of(step: Step, config: GPT2Config) -> str:
+    """Name of the gpt2model class that the step's task needs of a checkpoint with this config."""
+    return task_class(step.task).architecture(step.options, config)
 
 
 def make_task(
-    job: Job, tokenizer: GPT2Tokenizer, config: GPT2Config, eos_token_id: tuple[int, ...] | None = None
+    step: Step, tokenizer: GPT2Tokenizer, config: GPT2Config, eos_token_id: tuple[int, ...] | None = None
 ) -> Task:
-    """The task that the job names, over the job's options; raises JobError for what the checkpoint can't honour.
+    """The task of a step, over its options; raises JobError for what the checkpoint can't honour.
 
     The eos tokens of the checkpoint's generation_config.json, where given, go before those of its config.json.
     """
     if eos_token_id is not None:
         config = config.replace(eos_token_id=eos_token_id)
-    return task_class(job.task)(getattr(job, job.task), job.input.columns, tokenizer, config)
+    return task_class(step.task)(step.options, step.columns, tokenizer, config)

@@ -71,7 +71,7 @@ def write_job(tmp_path: Path, checkpoint: Path, rows: pa.Table) -> JobWriter:
         for section, content in sections.items():
             job[section] = {**job.get(section, {}), **content} if isinstance(content, dict) else content
         file = tmp_path / name
-        file.write_text(yaml.safe_dump(job))
+        file.write_text(yaml.safe_dump(job, sort_keys=False))
         return file
 
     return write

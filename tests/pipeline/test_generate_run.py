@@ -179,12 +179,12 @@ def test_killed_workers_change_no_value(job: Path, calm: dict[str, pa.Table], tm
 
         groups = 0
 
-        def _compute(self, group: Any) -> Any:
+        def _compute(self, stage: Any, group: Any) -> Any:
             self.groups += 1
             if self.groups == 3 and (left := int(lives.read_text())):
                 lives.write_text(str(left - 1))
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super()._compute(group)
+            return super()._compute(stage, group)
 
     lives.write_text("2")
     assert run(job, tmp_path / "out", "cluster.workers.max=1", worker_class=Dying).exit_code == 0

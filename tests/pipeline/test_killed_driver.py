@@ -11,11 +11,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from tests.chaos.cases import LABELS
+from tests.pipeline.answers import saved_model
 
 KILLS = int(os.environ.get("PIPELINE_KILLS", "1"))
 PARTS = 30
@@ -63,7 +67,7 @@ def kill_at(job: Path, out: Path, committed: int, wait: float) -> None:
     process.wait()
 
 
-@pytest.fixture(scope="module", params=["parquet", "streamed", "generate"])
+@pytest.fixture(scope="module", params=["parquet", "streamed", "steps"])
 def calm(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, rows: pa.Table
 ) -> Calm:
@@ -75,12 +79,12 @@ def calm(
         lines = [json.dumps(row) for row in rows.slice(shard * 300, 300).to_pylist()]
         (folder / f"s{shard}.jsonl").write_text("\n".join(lines))
     dataset = {"path": "json", "streaming": True, "data_files": f"{folder}/*.jsonl"}
+    task = {"steps": _steps(folder, checkpoint)} if request.param == "steps" else {"task": "score"}
     content = {
-        "task": "generate" if request.param == "generate" else "score",
+        **task,
         "model": {"path": str(checkpoint)},
         "input": {"dataset": dataset} if request.param == "streamed" else {"parquet": str(folder / "in")},
         "output": {"path": str(folder / "out"), "rows_per_part": 900 // PARTS},
-        "generate": {"do_sample": True, "top_k": 0, "max_new_tokens": 12, "seed": 5, "logprobs": True},
     }
     job = folder / "job.yaml"
     job.write_text(yaml.safe_dump(content))
@@ -88,6 +92,19 @@ def calm(
     table = read(folder / "calm")
     assert table.column("id").to_pylist() == list(range(900))
     return Calm(job, table, [file.name for file in visible(folder / "calm")])
+
+
+def _steps(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """Scores, topics, names and a drawn continuation of every row."""
+    drawn = {"do_sample": True, "top_k": 0, "max_new_tokens": 12, "seed": 5, "logprobs": True}
+    saved_model("GPT2ForSequenceClassification", folder / "topic", checkpoint, **LABELS)
+    saved_model("GPT2ForTokenClassification", folder / "names", checkpoint, **LABELS)
+    return {
+        "fluency": {"task": "score"},
+        "topic": {"task": "classify", "model": {"path": str(folder / "topic")}},
+        "names": {"task": "ner", "model": {"path": str(folder / "names")}, "ner": {"overlap": 16}},
+        "next": {"task": "generate", "generate": drawn},
+    }
 
 
 @pytest.mark.parametrize("seed", range(KILLS))

@@ -43,14 +43,14 @@ def hurt(rows: Collection[int], how: str) -> type[Worker]:
     """A worker whose model does not bear `rows`."""
 
     class Hurt(Worker):
-        def _compute(self, group: Any) -> Any:
+        def _compute(self, stage: Any, group: Any) -> Any:
             if computed(group) & set(rows):
                 if how == "raise":
                     raise ValueError("what a row")
                 if how != "hang":
                     os.kill(os.getpid(), getattr(signal, how))
                 threading.Event().wait()  # a signal takes a moment
-            return super()._compute(group)
+            return super()._compute(stage, group)
 
     return Hurt
 

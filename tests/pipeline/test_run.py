@@ -146,10 +146,10 @@ def test_a_worker_whose_engine_broke_is_replaced(write_job: JobWriter, tmp_path:
     class Breaking(Worker):
         """Its engine is lost in the middle of a part, as many times as there are files."""
 
-        def _compute(self, group: Any) -> Any:
+        def _compute(self, stage: Any, group: Any) -> Any:
             if spent(lives):
                 raise WorkerBroken("RuntimeError: CUDA error")
-            return super()._compute(group)
+            return super()._compute(stage, group)
 
     run(write_job(output={"path": str(tmp_path / "calm")}))
     give(lives, 2)
