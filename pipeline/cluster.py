@@ -16,11 +16,14 @@ from rich.console import Console
 import gpt2model
 import pipeline
 from pipeline.cores import available_cpus
-from pipeline.errors import JobError
+from pipeline.errors import JobError, PipelineError
 from pipeline.job import ClusterOptions
 
 OBJECT_STORE_BYTES = 100 << 20
 """Nothing but parts' names and counts passes through Ray, so the object store can be near Ray's smallest."""
+START_ATTEMPTS = 3
+TOO_SLOW = "timed out during startup"
+"""What Ray says when its processes take longer to start than it waits: a matter of the machine's load."""
 KNOCK_SECONDS = 2.0
 GONE_SECONDS = 20.0
 """Well below the minute after which Ray ends this process by itself, if at all, with a line of C++."""
@@ -46,14 +49,7 @@ def connected(cluster: ClusterOptions, debug: bool = False) -> Iterator[None]:
                 namespace="pipeline",
             )
         else:
-            ray.init(
-                "local",
-                num_cpus=available_cpus(),
-                include_dashboard=False,
-                logging_level=level,
-                log_to_driver=debug,
-                object_store_memory=OBJECT_STORE_BYTES,
-            )
+            _start_local(level, debug)
     except (ConnectionError, OSError, ValueError, RuntimeError) as error:
         where = f"cluster.address {address}" if address else "a local Ray"
         raise JobError(f"{where} can't be reached: {' '.join(str(error).split())}") from error
@@ -62,6 +58,31 @@ def connected(cluster: ClusterOptions, debug: bool = False) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _start_local(level: str, debug: bool) -> None:
+    """Start a Ray on this machine. Raises PipelineError where it does not come up, time and again."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                "local",
+                num_cpus=available_cpus(),
+                include_dashboard=False,
+                logging_level=level,
+                log_to_driver=debug,
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
+        except Exception as error:  # Ray raises no class of its own where its processes were too slow
+            if TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise PipelineError(
+                    f"a local Ray did not start within Ray's own limit, {attempt} times: this machine is overloaded. "
+                    "Try again when it has less to do; the same command goes on from there"
+                ) from error
+        else:
+            return
 
 
 @contextlib.contextmanager
