@@ -1,4 +1,4 @@
-"""How large the cache of a worker that continues rows may be."""
+"""What memory a worker has, and how large its cache may be where it continues rows."""
 
 from __future__ import annotations
 
@@ -57,6 +57,24 @@ def cache_size(
     return CacheSize(engines, sequences, blocks * BLOCK, engines * blocks * block)
 
 
+def memory_in_all(device: str, gpus: float) -> float | None:
+    """Bytes that a worker with so much of a GPU can have at all, used by others or not; None where nobody tells."""
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            return None
+        return float(torch.cuda.get_device_properties(0).total_memory) * min(1.0, gpus)
+    found = math.inf
+    if MEMINFO.is_file():
+        found = int(_meminfo()["MemTotal"].split()[0]) * 1024.0
+    with contextlib.suppress(OSError, ValueError):  # no such control group, or "max": no limit
+        found = min(found, int(LIMIT.read_text()))
+    return found if found < math.inf else None
+
+
+def _meminfo() -> dict[str, str]:
+    return dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+
+
 def _free_on_cuda(job: Job) -> float | None:
     """None where this machine, which plans for another, has no such device."""
     if not torch.cuda.is_available():
@@ -70,8 +88,7 @@ def _free_on_cpu(threads: int) -> float | None:
     """The share of what is free in this machine, or in the container that it is; None where it does not say."""
     free = math.inf
     if MEMINFO.is_file():
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024.0
+        free = int(_meminfo()["MemAvailable"].split()[0]) * 1024.0
     with contextlib.suppress(OSError, ValueError):  # no such control group, or "max": no limit
         free = min(free, int(LIMIT.read_text()) - int(USED.read_text()))
     return CPU_SHARE * free * min(1.0, threads / available_cpus()) if free < math.inf else None

@@ -27,12 +27,14 @@ from pipeline.cores import available_cpus
 from pipeline.errors import JobError, OutputRefused
 from pipeline.job import Job, Step
 from pipeline.locations import Location, locate
+from pipeline.memory import memory_in_all
 from pipeline.plan import Plan, PlannedStep, make_plan
 from pipeline.sources import open_source
 from pipeline.sources.parquet import is_glob
 from pipeline.steps import StepSpec
 from pipeline.store import Store
 from pipeline.tasks import Task, architecture_of, make_task
+from pipeline.weights import Weights, weights_of
 from pipeline.worker import WorkerSpec
 
 OTHER_FILES = (
@@ -71,6 +73,8 @@ class Prepared:
     plan: Plan
     spec: WorkerSpec
     steps: tuple[PreparedStep, ...]
+    weights: Weights
+    """Of one worker, which holds the models of all steps."""
     num_gpus: float
 
     @property
@@ -105,7 +109,20 @@ def prepare(job: Job, to_run: bool = True) -> Prepared:
         threads=_threads(job, device),
         steps=tuple(_told(each, columns) for each, columns in zip(steps, plan.task_columns, strict=True)),
     )
-    return Prepared(job, plan, spec, steps, num_gpus)
+    weights = weights_of(zip(spec.steps, (each.checkpoint for each in steps), strict=True))
+    if to_run and not named_cluster(job):
+        _refuse_too_large(weights, device, num_gpus)
+    return Prepared(job, plan, spec, steps, weights, num_gpus)
+
+
+def _refuse_too_large(weights: Weights, device: str, gpus: float) -> None:
+    there = memory_in_all(device, gpus)
+    if there is not None and weights.bytes_in_memory > there:
+        raise JobError(
+            f"a worker would hold {weights.bytes_in_memory / 2**30:,.2f} GiB of weights, and {device} has "
+            f"{there / 2**30:,.2f} GiB for it: hold them in 4 bits (model.quantization=nf4), or do several steps "
+            "in jobs of their own"
+        )
 
 
 def _step(job: Job, step: Step, device: str) -> PreparedStep:

@@ -16,7 +16,6 @@ from pipeline.preflight import Prepared
 from pipeline.run import resolved_job
 from pipeline.tasks import by_engine
 from pipeline.tasks.generate_options import GenerateOptions
-from pipeline.weights import weights_of
 
 SAMPLED_ROWS = 200
 
@@ -61,7 +60,7 @@ def _steps(prepared: Prepared) -> Iterator[str]:
 
 
 def _memory(prepared: Prepared) -> str:
-    weights = weights_of(prepared)
+    weights = prepared.weights
     several = "".join(f"; one backbone serves {' and '.join(names)}" for names in weights.shared)
     held = f"{_megabytes(weights.bytes_in_memory)} of weights a worker"
     return f"memory            {held}; {_megabytes(weights.bytes_full)} in float32{several}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,6 @@ import gpt2model
 from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
 
 if TYPE_CHECKING:
-    from pipeline.preflight import Prepared
     from pipeline.steps import StepSpec
 
 
@@ -25,11 +24,11 @@ class Weights:
     """Names of the steps that have one backbone in common, group by group."""
 
 
-def weights_of(prepared: Prepared) -> Weights:
+def weights_of(steps: Iterable[tuple[StepSpec, CheckpointInfo]]) -> Weights:
     """Read from the checkpoints' headers; loads nothing."""
     alike: dict[object, list[tuple[StepSpec, CheckpointInfo]]] = {}
-    for spec, each in zip(prepared.spec.steps, prepared.steps, strict=True):
-        alike.setdefault(spec.weights, []).append((spec, each.checkpoint))
+    for spec, checkpoint in steps:
+        alike.setdefault(spec.weights, []).append((spec, checkpoint))
     sizes = [_size(held) for held in alike.values()]
     return Weights(
         bytes_in_memory=sum(size for size, _ in sizes),

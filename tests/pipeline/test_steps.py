@@ -25,7 +25,6 @@ from pipeline.preview import describe
 from pipeline.run import resolved_job
 from pipeline.steps import load_steps
 from pipeline.verify import verify
-from pipeline.weights import weights_of
 from pipeline.worker import PartReport, Worker
 from tests.chaos.cases import LABELS
 from tests.pipeline.answers import saved_model
@@ -171,12 +170,25 @@ def test_heads_of_one_checkpoint_share_its_backbone_and_the_plan_says_what_that_
     assert isinstance(held["topic"], GPT2ForSequenceClassification)
     assert held["topic_vector"] is held["topic"].transformer
     weights = {id(weight): weight.nbytes for model in held.values() for weight in model.parameters()}
-    assert weights_of(prepared).bytes_in_memory == sum(weights.values())
+    assert prepared.weights.bytes_in_memory == sum(weights.values())
     told = describe(prepared)
     assert (
         "one backbone serves vector and fluency and next and mood; one backbone serves topic and topic_vector" in told
     )
     assert not prepared.store.listing()
+
+
+def test_models_that_no_worker_can_hold_are_refused(
+    write_job: JobWriter, steps: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = with_steps(write_job, steps)
+    (tmp_path / "limit").write_text(str(prepare(job).weights.bytes_in_memory))
+    monkeypatch.setattr("pipeline.memory.LIMIT", tmp_path / "limit")
+    prepare(job)
+    (tmp_path / "limit").write_text("300000")
+    with pytest.raises(JobError, match=r"would hold 0.00 GiB of weights, and cpu has 0.00 GiB for it: hold them in 4"):
+        prepare(job)
+    assert prepare(job, to_run=False)
 
 
 def test_a_shared_backbone_gives_the_values_of_the_head_by_itself(models: dict[str, str], write_job: JobWriter) -> None:
