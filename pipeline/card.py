@@ -38,6 +38,8 @@ NOWHERE = "the-upload-has-not-finished/*.parquet"
 """The data of a card whose parts have not all arrived: `datasets` finds none there, and refuses to load."""
 UNTOLD = frozenset({"rows", "rows with an error", "rows done by this command", "output"})
 """Figures of summary.json that the card tells otherwise, or that tell of one command and not of the rows."""
+STALE = frozenset({"dataset_info"})
+"""Metadata of a card that stood there before, which describes other rows than these."""
 PLACES = frozenset({"path", "parquet", "data_files", "data_dir"})
 """Keys of a job that hold places; of one on this machine the card tells the last name alone."""
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
@@ -107,7 +109,7 @@ def _metadata(run: FinishedRun, pattern: str, held: Mapping[str, Any]) -> dict[s
     known = held.get("tags") if isinstance(held.get("tags"), list) else []
     return {
         **({} if "license" in held else LICENCE),
-        **held,
+        **{name: value for name, value in held.items() if name not in STALE},
         "size_categories": [size_category(run.rows)],
         "task_categories": categories,
         "tags": list(dict.fromkeys([*(known or []), "gpt2-pipeline", *tasks])),
@@ -180,9 +182,8 @@ def _opening(run: FinishedRun) -> str:
     each += "once, in its order, beside what the model said of it."
     if not run.errors:
         return f"{each} No row carries an error."
-    return (
-        f"{each} {run.errors:,} of them carry an `error`: nulls in the result columns, and the reason in that column."
-    )
+    reason = run.schema.names[-1]
+    return f"{each} {run.errors:,} of them carry an error: nulls in the result columns, and the reason in `{reason}`."
 
 
 def _loading(repo: str, revision: str | None) -> str:

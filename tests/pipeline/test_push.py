@@ -1,5 +1,6 @@
 """`pipeline push`: a finished run becomes a dataset on the Hub, which a stand-in on the loopback is here."""
 
+import io
 import os
 import random
 import signal
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import huggingface_hub
@@ -18,15 +19,22 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
+from rich.console import Console
 
 from pipeline import push as pushing
+from pipeline.card import CATEGORIES, size_category
 from pipeline.cli import main
+from pipeline.job import Job
 from pipeline.lease import Lease
 from pipeline.locations import locate
 from pipeline.plan import Plan
+from pipeline.push_progress import UploadWatch
+from pipeline.run import resolved_job
 from pipeline.store import Store
+from tests.pipeline.conftest import JobWriter
 from tests.pipeline.hub_stand_in import TOKEN, StandIn, serving
 from tests.pipeline.test_store import footer, make_plan
+from tests.pipeline.test_verify import write_out
 
 # httpx2 about how huggingface_hub gives it a file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -157,7 +165,7 @@ def test_the_card_tells_rows_model_job_and_columns_and_no_folder_of_this_machine
     }
     for words in (
         "280 rows in 4 Parquet files",
-        "4 of them carry an `error`",
+        "4 of them carry an error",
         "Licence: fill this in",
         "| score | …/tiny | abc123 | f | none |",
         "| perplexity | 12.5 |",
@@ -167,6 +175,21 @@ def test_the_card_tells_rows_model_job_and_columns_and_no_folder_of_this_machine
     ):
         assert words in card
     assert [word for word in ("/home", str(tmp_path), "template", "rows done by") if word in card] == []
+
+
+def test_what_a_worker_wrote_loads_as_a_folder(write_job: JobWriter, rows: pa.Table, tmp_path: Path) -> None:
+    prepared = write_out(write_job(input={"limit": 120}, output={"rows_per_part": 50}))
+    prepared.store.write_record("job.yaml", yaml.safe_dump(resolved_job(prepared.job)))
+    prepared.store.write_record("summary.json", {"rows": 120, "rows with an error": 0})
+    pushed(str(tmp_path / "out"), "--dry-run", tmp_path / "folder")
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert metadata(card)["task_categories"] == ["text-generation"]
+    assert "| loglikelihood | double |" in card
+    assert "embed:" not in card
+    loaded = datasets.load_dataset(str(tmp_path / "folder"), split="train", cache_dir=str(tmp_path / "arrow"))
+    assert loaded.column_names[:3] == rows.column_names
+    assert loaded["text"] == rows.column("text").to_pylist()[:120]
+    assert loaded["tag"] == rows.column("tag").to_pylist()[:120]
 
 
 def test_a_card_tells_every_step_of_a_job_of_several(tmp_path: Path) -> None:
@@ -296,7 +319,7 @@ def test_what_is_half_committed_can_not_be_loaded(
     files = hub.files("anna/scores", BRANCH)
     assert len(files) == 3
     assert "This upload has not finished" in files["README.md"].decode()
-    with pytest.raises(FileNotFoundError, match="No .* data files found in anna/scores"):
+    with pytest.raises(FileNotFoundError, match=r"No .* data files found in anna/scores"):
         load("anna/scores", tmp_path, revision=BRANCH)
     hub.fault = lambda method, path: None
     done = pushed(out, "--revision", BRANCH)
@@ -342,7 +365,8 @@ def test_another_run_takes_the_place_of_one_when_told_to(hub: StandIn, out: str,
 
 
 def test_what_people_wrote_into_the_card_stays(hub: StandIn, out: str, tmp_path: Path) -> None:
-    written = "---\nlicense: mit\ntags: [mine]\npretty_name: Scores\n---\n\nWritten by hand.\n"
+    features = "dataset_info: {features: [{name: other, dtype: string}]}\n"
+    written = f"---\nlicense: mit\ntags: [mine]\npretty_name: Scores\n{features}---\n\nWritten by hand.\n"
     hub.make("anna/scores", **{"README.md": written, "data/notes.csv": "a"})
     refused(push(out), 2, ["is taken", "--update"])
     pushed(out, "--update")
@@ -354,6 +378,7 @@ def test_what_people_wrote_into_the_card_stays(hub: StandIn, out: str, tmp_path:
     assert (held["license"], held["pretty_name"], held["tags"]) == ("mit", "Scores", ["mine", "gpt2-pipeline", "score"])
     assert (card.count("Written by hand."), card.count("# scores"), "fill this in" in card) == (1, 1, False)
     assert files.keys() == {"README.md", "data/notes.csv", *parts_in(tmp_path / "other")}
+    assert load("anna/scores", tmp_path).equals(whole(seed=1))
 
 
 def test_a_part_that_was_done_again_is_sent_again(hub: StandIn, out: str) -> None:
@@ -391,11 +416,12 @@ def test_parts_that_a_gitignore_keeps_out_are_missed(hub: StandIn, out: str) -> 
 
 def test_the_token_is_told_to_the_hub_and_to_nobody_else(hub: StandIn, out: str, tmp_path: Path) -> None:
     outputs = [push(out), push(out, "--debug"), push(out, "--dry-run", tmp_path / "folder"), push(out, repo="bob/x")]
-    hub.fault = lambda method, path: 400 if method == "PUT" else None
+    hub.fault = lambda method, path: 403 if method == "PUT" else None
     finish(str(tmp_path / "other"), seed=1)
     outputs.append(push(str(tmp_path / "other"), repo="anna/failing"))
     assert [done.exit_code for done in outputs] == [0, 0, 0, 2, 1]
     assert hub.tokens == {f"Bearer {TOKEN}"}
+    assert "?Signature=***" in outputs[-1].stderr
     for done in outputs:
         assert TOKEN not in done.output + done.stderr
         assert "Signature=secret" not in done.output + done.stderr
@@ -432,6 +458,28 @@ def test_a_hub_with_xet_gets_the_content_through_it_and_nothing_twice(
     assert {path: tree[path] for path in tree if path.startswith("data/")} == {
         path: hub.keep(data) for path, data in parts_in(Path(out)).items()
     }
+
+
+@pytest.mark.parametrize(
+    ("rows", "category"),
+    [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (10**6, "1M<n<10M"), (10**12 - 1, "100B<n<1T"), (10**12, "n>1T")],
+)
+def test_the_size_category_is_the_hubs(rows: int, category: str) -> None:
+    assert size_category(rows) == category
+
+
+def test_every_task_has_a_category() -> None:
+    assert set(CATEGORIES) == set(get_args(Job.model_fields["task"].annotation))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(terminal: bool) -> None:
+    shown = io.StringIO()
+    with UploadWatch("there", Console(file=shown, force_terminal=terminal, width=100)) as watch:
+        watch.begin(4, 4 * 2**20)
+        watch.advance(3, 3 * 2**20)
+    assert "there 3 of 4 parts" in shown.getvalue()
+    assert ("\x1b[" in shown.getvalue(), "3.0 of 4.0 MiB" in shown.getvalue()) == (terminal, not terminal)
 
 
 def test_more_parts_than_a_folder_may_hold_go_into_several(monkeypatch: pytest.MonkeyPatch) -> None:
