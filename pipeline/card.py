@@ -45,23 +45,15 @@ PLACES = frozenset({"path", "parquet", "data_files", "data_dir"})
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 _END = "<!-- pipeline push: end -->"
-_BEGIN = re.compile(r"<!-- pipeline push: (?P<fingerprint>[0-9a-f]{64}) (?P<state>finished|unfinished) -->")
+_BEGIN = re.compile(r"<!-- pipeline push: (?P<fingerprint>[0-9a-f]{64}) (?:finished|unfinished) -->")
 _OURS = re.compile(rf"{_BEGIN.pattern}.*{re.escape(_END)}", re.DOTALL)
 _METADATA = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Whose card this is: the run's fingerprint, and whether all of it has arrived."""
-
-    fingerprint: str
-    finished: bool
-
-
-def mark_of(card: str | None) -> Mark | None:
-    """The mark in a card that stands somewhere; None where it is not one of ours."""
+def pushed_run(card: str | None) -> str | None:
+    """The fingerprint of the run whose card stands somewhere; None where it is not one of ours."""
     found = _BEGIN.search(card or "")
-    return None if found is None else Mark(found["fingerprint"], found["state"] == "finished")
+    return None if found is None else found["fingerprint"]
 
 
 def write_card(
@@ -106,13 +98,14 @@ def _licensed(held: Mapping[str, Any]) -> bool:
 def _metadata(run: FinishedRun, pattern: str, held: Mapping[str, Any]) -> dict[str, Any]:
     tasks = list(dict.fromkeys(step.task for step in steps_of(run)))
     categories = list(dict.fromkeys(CATEGORIES[task] for task in tasks if task in CATEGORIES))
-    known = held.get("tags") if isinstance(held.get("tags"), list) else []
+    tags = held.get("tags") if isinstance(held.get("tags"), list) else None
+    theirs = [tag for tag in tags or [] if tag not in CATEGORIES]
     return {
         **({} if "license" in held else LICENCE),
         **{name: value for name, value in held.items() if name not in STALE},
         "size_categories": [size_category(run.rows)],
         "task_categories": categories,
-        "tags": list(dict.fromkeys([*(known or []), "gpt2-pipeline", *tasks])),
+        "tags": list(dict.fromkeys([*theirs, "gpt2-pipeline", *tasks])),
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}],
     }
 

@@ -112,17 +112,17 @@ def _open(repository: Repository, target: Target) -> bool:
 
 
 def _refuse_taken(standing: Standing, run: FinishedRun, target: Target) -> None:
-    mark = card.mark_of(standing.card)
+    stands = card.pushed_run(standing.card)
     others = sorted(path for path in standing.files if path != GITATTRIBUTES)
-    if not others or target.update or (mark and (standing.fresh or mark.fingerprint == run.fingerprint)):
+    if not others or target.update or (stands and (standing.fresh or stands == run.fingerprint)):
         return
-    if mark is None:
+    if stands is None:
         raise JobError(
             f"the name {target.repo} is taken: it holds {others[0]!r} and no run that was pushed: give another --repo, "
             "or --update to put the run beside what is there (README.md is kept, below the card)"
         )
     raise JobError(
-        f"{target.repo} holds another run ({mark.fingerprint[:10]}, and this is {run.fingerprint[:10]}): give another "
+        f"{target.repo} holds another run ({stands[:10]}, and this is {run.fingerprint[:10]}): give another "
         "--repo, a branch by --revision, or --update to put this run in its place"
     )
 
