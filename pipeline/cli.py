@@ -150,7 +150,13 @@ def status(out: str, watching: bool, as_json: bool, debug: bool) -> None:
 @click.option("--public", is_flag=True, help="Everybody may see the repository, instead of its owner.")
 @click.option("--update", is_flag=True, help="Take the place of another run there, or a place beside others' files.")
 @click.option("--message", help="Of the commit.")
-@click.option("--dry-run", "folder", type=click.Path(path_type=Path), help="Write the files there; upload nothing.")
+@click.option(
+    "--dry-run",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write the files there; upload nothing.",
+)
 @_told
 def push(
     out: str,

@@ -2,79 +2,34 @@
 
 import io
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
 
 import datasets
 import huggingface_hub
 import pyarrow as pa
 import pytest
-import yaml
-from click.testing import CliRunner, Result
 from huggingface_hub import constants
 from rich.console import Console
 
-from pipeline import push as pushing
-from pipeline.card import CATEGORIES, size_category
-from pipeline.cli import main
-from pipeline.job import Job
+from pipeline import push as command
 from pipeline.lease import Lease
 from pipeline.locations import locate
-from pipeline.plan import Plan
 from pipeline.push_progress import UploadWatch
-from pipeline.run import resolved_job
 from pipeline.store import Store
-from tests.pipeline.conftest import JobWriter
 from tests.pipeline.hub_stand_in import TOKEN, StandIn, serving
+from tests.pipeline.pushing import SCHEMA, finish, load, metadata, parts_in, push, pushed, refused, table, whole
 from tests.pipeline.test_store import footer, make_plan
-from tests.pipeline.test_verify import write_out
 
 # httpx2 about how huggingface_hub gives it a file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
-SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string()), ("a|b", pa.list_(pa.float32())), ("error", pa.string())])
-JOB = {
-    "task": "score",
-    "model": {"path": "/home/anna/models/tiny", "quantization": "none"},
-    "input": {"parquet": ["/home/anna/rows/a.parquet", "s3://***@bucket/b.parquet"]},
-    "output": {"path": "/home/anna/out"},
-    "score": {"stride": 32},
-    "generate": {"template": "{text}"},
-}
 BRANCH = "nights/2026-11-24"
-
-
-def table(start: int, rows: int, seed: int) -> pa.Table:
-    made = random.Random(f"{seed} {start}")
-    texts = ["".join(made.choices("abcdefghijklmnopqrstuvwxyz ", k=100)) for _ in range(rows)]
-    errors = ["out of memory" if number % 100 == 7 else None for number in range(start, start + rows)]
-    lists = [[float(number)] * (number % 3) for number in range(rows)]
-    return pa.table([range(start, start + rows), texts, lists, errors], schema=SCHEMA)
-
-
-def finish(output: str, seed: int = 0, parts: int | None = None, job: dict[str, Any] = JOB) -> Plan:
-    """A run of 280 rows in four parts, four of them with an error, as it leaves its folder; the first parts of it."""
-    store, plan = Store(locate(output, "output.path")), replace(make_plan(seed=seed), schema=SCHEMA)
-    store.create()
-    store.write_record("plan.json", plan.to_json())
-    store.write_record("job.yaml", yaml.safe_dump(job, sort_keys=False))
-    for number, part in enumerate(list(plan.parts())[:parts]):
-        rows = table(number * 100, part.stop - part.start, seed)
-        errors = rows.num_rows - rows.column("error").null_count
-        with store.stage(part, SCHEMA) as staged:
-            staged.write(rows)
-            staged.commit(replace(footer(plan, part, rows.num_rows), errors=errors, model="tiny", revision="abc123"))
-    if parts is None:
-        figures = {"rows": 280, "rows with an error": 4, "perplexity": 12.5, "tokens a second": 1000.0}
-        store.write_record("summary.json", {**figures, "output": output, "rows done by this command": 280})
-    return plan
 
 
 @pytest.fixture
@@ -104,41 +59,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
         huggingface_hub.close_session()
 
 
-def push(out: str, *arguments: object, repo: str = "anna/scores") -> Result:
-    return CliRunner().invoke(main, ["push", out, "--repo", repo, *map(str, arguments)])
-
-
-def pushed(out: str, *arguments: object, repo: str = "anna/scores") -> Result:
-    done = push(out, *arguments, repo=repo)
-    assert done.exit_code == 0, done.output
-    return done
-
-
-def refused(done: Result, code: int, words: Sequence[str]) -> None:
-    assert done.exit_code == code, done.output
-    assert [word for word in words if word not in done.stderr] == []
-    assert "Traceback" not in done.output
-
-
-def load(path: str, tmp_path: Path, **options: Any) -> pa.Table:
-    rows = datasets.load_dataset(path, split="train", cache_dir=str(tmp_path / "arrow"), **options)
-    return rows.data.table.cast(SCHEMA)
-
-
-def whole(seed: int = 0) -> pa.Table:
-    sizes = {0: 100, 100: 100, 200: 50, 300: 30}
-    return pa.concat_tables([table(start, rows, seed) for start, rows in sizes.items()])
-
-
-def metadata(card: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
-    return content
-
-
-def parts_in(folder: Path) -> dict[str, bytes]:
-    return {f"data/{file.name}": file.read_bytes() for file in sorted(folder.glob("part-*"))}
-
-
 def test_a_dry_run_writes_a_folder_that_loads_and_asks_nobody(hub: StandIn, out: str, tmp_path: Path) -> None:
     done = pushed(out, "--dry-run", tmp_path / "folder")
     assert (hub.asked, "nothing was uploaded" in done.stdout) == ([], True)
@@ -147,69 +67,6 @@ def test_a_dry_run_writes_a_folder_that_loads_and_asks_nobody(hub: StandIn, out:
     linked = next((tmp_path / "folder" / "data").iterdir())
     assert linked.samefile(Path(out) / linked.name)
     assert load(str(tmp_path / "folder"), tmp_path).equals(whole())
-
-
-def test_the_card_tells_rows_model_job_and_columns_and_no_folder_of_this_machine(out: str, tmp_path: Path) -> None:
-    pushed(out, "--dry-run", tmp_path / "folder")
-    card = (tmp_path / "folder" / "README.md").read_text()
-    (config,) = metadata(card).pop("configs")
-    fingerprint = next(Path(out).glob("part-*")).stem.rpartition("-")[2]
-    assert config["data_files"] == [{"split": "train", "path": f"data/part-*-{fingerprint}.parquet"}]
-    assert {**metadata(card), "configs": None} == {
-        "license": "other",
-        "license_name": "fill-this-in",
-        "size_categories": ["n<1K"],
-        "task_categories": ["text-generation"],
-        "tags": ["gpt2-pipeline", "score"],
-        "configs": None,
-    }
-    for words in (
-        "280 rows in 4 Parquet files",
-        "4 of them carry an error",
-        "Licence: fill this in",
-        "| score | …/tiny | abc123 | f | none |",
-        "| perplexity | 12.5 |",
-        "| a\\|b | list\\<element: float\\> |",
-        "  - …/a.parquet\n  - s3://***@bucket/b.parquet",
-        'load_dataset("anna/scores", split="train")',
-    ):
-        assert words in card
-    assert [word for word in ("/home", str(tmp_path), "template", "rows done by") if word in card] == []
-
-
-def test_what_a_worker_wrote_loads_as_a_folder(write_job: JobWriter, rows: pa.Table, tmp_path: Path) -> None:
-    prepared = write_out(write_job(input={"limit": 120}, output={"rows_per_part": 50}))
-    prepared.store.write_record("job.yaml", yaml.safe_dump(resolved_job(prepared.job)))
-    prepared.store.write_record("summary.json", {"rows": 120, "rows with an error": 0})
-    pushed(str(tmp_path / "out"), "--dry-run", tmp_path / "folder")
-    card = (tmp_path / "folder" / "README.md").read_text()
-    assert metadata(card)["task_categories"] == ["text-generation"]
-    assert "| loglikelihood | double |" in card
-    assert "embed:" not in card
-    loaded = datasets.load_dataset(str(tmp_path / "folder"), split="train", cache_dir=str(tmp_path / "arrow"))
-    assert loaded.column_names[:3] == rows.column_names
-    assert loaded["text"] == rows.column("text").to_pylist()[:120]
-    assert loaded["tag"] == rows.column("tag").to_pylist()[:120]
-
-
-def test_a_card_tells_every_step_of_a_job_of_several(tmp_path: Path) -> None:
-    steps = {"tone": {"task": "classify", "model": {"path": "big", "revision": "v1"}}, "names": {"task": "ner"}}
-    job = {**{name: JOB[name] for name in ("model", "input", "output")}, "steps": steps, "ner": {"overlap": 3}}
-    finish(str(tmp_path / "out"), job={**job, "qa": {"top_k": 4}})
-    pushed(str(tmp_path / "out"), "--dry-run", tmp_path / "folder")
-    card = (tmp_path / "folder" / "README.md").read_text()
-    assert "| step | task | model |" in card
-    assert "| tone | classify | big | v1 |" in card
-    assert "| names | ner | …/tiny | - |" in card
-    assert metadata(card)["task_categories"] == ["text-classification", "token-classification"]
-    assert ("overlap: 3" in card, "top_k" in card) == (True, False)
-
-
-def test_a_job_that_holds_a_fence_stays_in_its_block(tmp_path: Path) -> None:
-    finish(str(tmp_path / "out"), job={**JOB, "task": "generate", "generate": {"template": "````\n{text}\n````\n"}})
-    pushed(str(tmp_path / "out"), "--dry-run", tmp_path / "folder")
-    card = (tmp_path / "folder" / "README.md").read_text()
-    assert card.count("`````") == 2
 
 
 @pytest.mark.parametrize("folder", ["full", "file", "out/inside"])
@@ -292,10 +149,10 @@ def test_a_push_killed_with_sigkill_is_gone_on_with_and_sends_less(hub: StandIn,
             raise ConnectionAbortedError
 
     hub.fault = block
-    command = [sys.executable, "-m", "pipeline", "push", out, "--repo", "anna/scores"]
+    line = [sys.executable, "-m", "pipeline", "push", out, "--repo", "anna/scores"]
     environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(line, env=environment, stdout=log, stderr=log)
         while not reached.wait(timeout=0.1):
             assert process.poll() is None, (tmp_path / "log").read_text()
         process.send_signal(signal.SIGKILL)
@@ -312,7 +169,7 @@ def test_a_push_killed_with_sigkill_is_gone_on_with_and_sends_less(hub: StandIn,
 def test_what_is_half_committed_can_not_be_loaded(
     hub: StandIn, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pushing, "PARTS_A_COMMIT", 1)
+    monkeypatch.setattr(command, "PARTS_A_COMMIT", 1)
     repo = hub.make("anna/scores")
     hub.fault = lambda method, path: 503 if "/commit/" in path and len(repo.messages) == 3 else None
     refused(push(out, "--revision", BRANCH), 1, ["503", "same command goes on"])
@@ -460,18 +317,6 @@ def test_a_hub_with_xet_gets_the_content_through_it_and_nothing_twice(
     }
 
 
-@pytest.mark.parametrize(
-    ("rows", "category"),
-    [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (10**6, "1M<n<10M"), (10**12 - 1, "100B<n<1T"), (10**12, "n>1T")],
-)
-def test_the_size_category_is_the_hubs(rows: int, category: str) -> None:
-    assert size_category(rows) == category
-
-
-def test_every_task_has_a_category() -> None:
-    assert set(CATEGORIES) == set(get_args(Job.model_fields["task"].annotation))
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(terminal: bool) -> None:
     shown = io.StringIO()
@@ -483,11 +328,11 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(terminal: bool) -> N
 
 
 def test_more_parts_than_a_folder_may_hold_go_into_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pushing, "FILES_A_FOLDER", 2)
+    monkeypatch.setattr(command, "FILES_A_FOLDER", 2)
     few, many = [f"part-0000{number}-3f9c2a71b0.parquet" for number in range(2)], "abcde"
-    assert list(pushing.places_of(few).values()) == [f"data/{name}" for name in few]
-    assert pushing.pattern_of(pushing.places_of(few)) == "data/part-*-3f9c2a71b0.parquet"
-    assert list(pushing.places_of(many).values()) == [
+    assert list(command.places_of(few).values()) == [f"data/{name}" for name in few]
+    assert command.pattern_of(command.places_of(few)) == "data/part-*-3f9c2a71b0.parquet"
+    assert list(command.places_of(many).values()) == [
         "data/0000/a",
         "data/0000/b",
         "data/0001/c",
@@ -499,7 +344,7 @@ def test_more_parts_than_a_folder_may_hold_go_into_several(monkeypatch: pytest.M
 def test_a_run_in_several_folders_loads(
     hub: StandIn, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pushing, "FILES_A_FOLDER", 3)
+    monkeypatch.setattr(command, "FILES_A_FOLDER", 3)
     pushed(out)
     assert sum("data/0000/" in path for path in hub.files("anna/scores")) == 3
     assert load("anna/scores", tmp_path).equals(whole())
