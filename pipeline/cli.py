@@ -141,3 +141,46 @@ def status(out: str, watching: bool, as_json: bool, debug: bool) -> None:
         watch(out, tell, Console(soft_wrap=True))
     else:
         click.echo(tell(read_status(out)))
+
+
+@main.command()
+@click.argument("out", metavar="OUT")
+@click.option("--repo", required=True, metavar="USER/NAME", help="The dataset repository; made where there is none.")
+@click.option("--revision", metavar="BRANCH", help="A branch other than main; made where there is none.")
+@click.option("--public", is_flag=True, help="Everybody may see the repository, instead of its owner.")
+@click.option("--update", is_flag=True, help="Take the place of another run there, or a place beside others' files.")
+@click.option("--message", help="Of the commit.")
+@click.option(
+    "--dry-run",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write the files there; upload nothing.",
+)
+@_told
+def push(
+    out: str,
+    repo: str,
+    revision: str | None,
+    public: bool,
+    update: bool,
+    message: str | None,
+    folder: Path | None,
+    debug: bool,
+) -> None:
+    """Upload the finished run in folder OUT (a path or URI) to the Hugging Face Hub, as a dataset with a card.
+
+    The same command goes on with an upload that broke off. HF_ENDPOINT names another Hub than huggingface.co.
+
+    Exit codes: 0 all of it is there; 1 it broke off; 2 OUT, the repository or the token won't do.
+    """
+    from pipeline.push import Target, write_folder
+    from pipeline.push import push as upload
+    from pipeline.push_progress import UploadWatch
+
+    target = Target(repo, revision, public, update, message)
+    if folder is not None:
+        write_folder(out, target, folder, UploadWatch("written"))
+        click.echo(f"written to {folder}, as it would be in {repo}; nothing was uploaded")
+    else:
+        click.echo(str(upload(out, target, UploadWatch("there"), quietly=not debug)))

@@ -6,6 +6,7 @@
     ├── LeaseHeld               exit code 1: another driver works on this output folder
     ├── SourceError             exit code 1: input that can't be read, though the plan saw it
     ├── StoreError              exit code 1: output that can't be written
+    ├── PushError               exit code 1: an upload to the Hub that broke off; the same command goes on
     ├── WorkerError             exit code 1: a worker that cannot start
     │   └── WorkerBroken        never leaves the driver: the worker is replaced
     ├── PartAbandoned           never leaves the driver: the run is being stopped
@@ -46,6 +47,10 @@ class SourceError(PipelineError):
 
 class StoreError(PipelineError):
     """Output that can't be written."""
+
+
+class PushError(PipelineError):
+    """An upload to the Hub that broke off, or that the Hub changed under; the same command goes on."""
 
 
 class WorkerError(PipelineError):
