@@ -137,7 +137,8 @@ def steps_of(run: FinishedRun) -> list[Step]:
         return [_step(run, None, run.job, run.identity, run.footer.revision)]
     identities = run.identity.get("steps")
     found = identities if isinstance(identities, dict) else {}
-    return [_step(run, name, {**run.job, **step}, found.get(name), None) for name, step in steps.items()]
+    given = {name: {key: value for key, value in step.items() if value is not None} for name, step in steps.items()}
+    return [_step(run, name, {**run.job, **step}, found.get(name), None) for name, step in given.items()]
 
 
 def _step(run: FinishedRun, name: str | None, job: Mapping[str, Any], identity: Any, revision: str | None) -> Step:

@@ -198,7 +198,10 @@ def _shown(value: Any, location: Place, written: Any) -> str:
             written = written[key]
     except (KeyError, IndexError, TypeError):  # nothing was written there
         written = None
-    text = repr(redact_all(written if "${" in str(written) else value))
+    return _cut(repr(redact_all(written if "${" in str(written) else value)))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}…"
 
 
@@ -243,7 +246,7 @@ def _place(location: Place, job_file: Path, overrides: Sequence[Override], conf:
     key = ".".join(map(str, location))
     for each in overrides:
         if key == each.key or key.startswith(f"{each.key}.") or each.key.startswith(f"{key}."):
-            return f"override {each.text!r}"
+            return f"override {_cut(repr(each.text))}"
     line = line_of(job_file, location)
     if line is not None:
         return f"{job_file}:{line}"

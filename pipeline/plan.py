@@ -54,10 +54,10 @@ class Plan:
     limit: int | None
     input_columns: tuple[str, ...]
     """Columns to read: the kept ones, then those that only the tasks need."""
-    task_columns: tuple[Mapping[str, str], ...]
-    """Of each step the task's input name -> the column that holds it."""
     schema: pa.Schema
     """Schema of every output file."""
+    task_columns: tuple[Mapping[str, str], ...] = ()
+    """Of each step the task's input name -> the column that holds it."""
     fingerprint: str = field(init=False)
     """SHA-256 over the identity, in hexadecimal."""
 
@@ -153,8 +153,8 @@ def make_plan(job: Job, source: Source, steps: Sequence[PlannedStep]) -> Plan:
         rows_per_part=job.rows_per_part,
         limit=job.input.limit,
         input_columns=tuple(dict.fromkeys(chain(kept, *(each.values() for each in columns)))),
-        task_columns=columns,
         schema=_output_schema(job, schema, kept, steps),
+        task_columns=columns,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.compose import load_job
+from pipeline.compose import _models, load_job
 from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.preflight import prepare
@@ -40,7 +40,7 @@ WILD: list[Any] = [
     *([], [1], [[]], [None], {}, {"a": 1}, {"": ""}, {None: None}, {1: 2}, {"_target_": "os.system"}, ["a"] * 500),
     *({"text": "text"}, {"text": "id"}, ["text", "text"], {"min": 5, "max": 1}, b"bytes", {"a", "b"}, ("t",)),
 ]
-SECTIONS = list(Job.model_fields)
+SECTIONS = ["task", *(name for name in Job.model_fields if name != "task")]
 SNIPPETS = [
     *("\t", "\n", ":", "- ", "&a ", "*a", "!!python/object/apply:os.system ['true']", "!!binary aGk=", "!!set {a}"),
     *("%YAML 9.9\n", "---\n", "...\n", "<<: *a\n", "# @package x.y\n", "# @package\n", "? ", "|\n", ">\n", "'", '"'),
@@ -70,7 +70,7 @@ def mutated(chance: random.Random, node: Any) -> Any:
         case 1:
             del node[key]
         case 2:
-            known = [*SECTIONS, *Job.model_fields[key].annotation.model_fields] if key in SECTIONS[1:] else SECTIONS  # type: ignore[union-attr,list-item]
+            known = [*SECTIONS, *options_of(key)] if key in SECTIONS else SECTIONS
             node[chance.choice(known)] = chance.choice(WILD)
         case _:
             node[key] = mutated(chance, node[key])
@@ -78,7 +78,8 @@ def mutated(chance: random.Random, node: Any) -> Any:
 
 
 def options_of(section: str) -> list[str]:
-    return list(Job.model_fields[section].annotation.model_fields) if section != "task" else [""]  # type: ignore[union-attr]
+    """Of `steps` those of one step, which stand a level deeper than here."""
+    return list(next(_models(Job.model_fields[section].annotation)).model_fields) if section != "task" else [""]
 
 
 def text_of(chance: random.Random, job: dict[str, Any]) -> bytes:
@@ -139,7 +140,10 @@ def test_any_job_file_and_any_override_give_a_job_or_a_refusal_and_no_file(
     jobs = 0
     for case in range(CASES):
         chance = random.Random(f"{SEED} {case}")
-        job = {**valid, "task": chance.choice(["score"] * 4 + ["generate"] * 3 + ["embed", "choose"])}
+        tasks = chance.choices(["score"] * 4 + ["generate"] * 3 + ["embed", "choose"], k=2)
+        job = {**valid, "task": tasks[0]}
+        if chance.random() < 0.2:
+            job = {**job, "task": None, "steps": {f"{task}{place}": {"task": task} for place, task in enumerate(tasks)}}
         text = text_of(chance, job)
         overrides = [override_of(chance) for _ in range(chance.choice([0, 0, 0, 1, 1, 3]))]
         told = f"PIPELINE_SEED={SEED}, case {case}, overrides {overrides!r}, job file {text[:3000]!r}"
