@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ def spent(lives: Path) -> bool:
             continue
         return True
     return False
+
+
+def wait_for(file: Path) -> None:
+    while not file.exists():
+        threading.Event().wait(0.02)
 
 
 def same(one: pa.Table, other: pa.Table) -> bool:
@@ -185,6 +191,34 @@ def test_a_worker_that_can_not_start_ends_the_run_with_its_reason(write_job: Job
 
     with pytest.raises(WorkerError, match="a worker could not start: no such device on this node"):
         run(write_job(), worker_class=Unable)
+
+
+def test_a_late_worker_that_can_not_start_does_not_end_the_run_while_another_works(
+    write_job: JobWriter, tmp_path: Path
+) -> None:
+    give(tmp_path / "good", 1)
+    failed = tmp_path / "failed"
+
+    class Unable(Worker):
+        """Starts on one node alone, where it works once the other has failed."""
+
+        def start(self) -> str:
+            if not spent(tmp_path / "good"):
+                wait_for(tmp_path / "begun")
+                failed.touch()
+                raise WorkerError("no such device on this node")
+            return super().start()
+
+        def run(self, part: Part) -> PartReport:
+            (tmp_path / "begun").touch()
+            wait_for(failed)
+            return super().run(part)
+
+    job = write_job(cluster={"attempts": 1, "workers": {"max": 2}})
+    assert run(job, worker_class=Unable).rows == 900
+    assert failed.exists()
+    told = json.loads((tmp_path / "out" / "_pipeline" / "progress.json").read_text())["events"]
+    assert "it could not start: no such device on this node" in str(told)
 
 
 def test_a_worker_that_no_machine_can_hold_is_refused_and_not_waited_for(write_job: JobWriter) -> None:
