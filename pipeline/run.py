@@ -68,7 +68,7 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker, 
 def _run(prepared: Prepared, lease: Lease, debug: bool, worker_class: type[Worker], retry: bool) -> Outcome:
     plan, store, tally, stop = prepared.plan, prepared.store, Tally(), _StopRequest()
     with Recorder(store, plan, tally, retry) as recorder:
-        _write_job(prepared)
+        write_job(prepared)
         left, failed = _resume(prepared, tally, recorder, retry)
         waiting = _failed_only(left, failed) if retry else left
         before = Counted(tally.rows, tally.errors, {})
@@ -86,7 +86,7 @@ def _run(prepared: Prepared, lease: Lease, debug: bool, worker_class: type[Worke
         return Outcome(tally.rows, tally.errors, summary)
 
 
-def _write_job(prepared: Prepared) -> None:
+def write_job(prepared: Prepared) -> None:
     """The records of a new run. Looks again: another may have begun, and ended, before the lease was had."""
     if prepared.store.opened(prepared.plan):
         return
