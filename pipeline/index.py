@@ -67,9 +67,8 @@ class Index(Mapping[str, Entry]):
 
     def __init__(self, pieces: Sequence[pa.Table] = ()) -> None:
         """Of entries with the same name the first counts."""
-        table = pa.concat_tables([SCHEMA.empty_table(), *pieces])
-        self._names = Names(table.column("name").to_pylist())
-        self.content = table.take(self._names.first).combine_chunks()
+        self._table = pa.concat_tables([SCHEMA.empty_table(), *pieces]).combine_chunks()
+        self._names = Names(lambda: (name.as_py() for name in self._table.column("name")))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -78,9 +77,14 @@ class Index(Mapping[str, Entry]):
         return iter(self._names)
 
     def __getitem__(self, name: str) -> Entry:
-        row = self._names.place(name)
-        size, modified, rows, errors, figures = (column[row].as_py() for column in self.content.columns[1:])
+        row = int(self._names.first[self._names.place(name)])
+        size, modified, rows, errors, figures = (column[row].as_py() for column in self._table.columns[1:])
         return Entry(Stamp(size, modified), Counted(rows, errors, json.loads(figures)))
+
+    @property
+    def table(self) -> pa.Table:
+        """Every entry once, in the order of the names."""
+        return self._table.take(self._names.first)
 
     def counted(self, info: fs.FileInfo) -> Counted | None:
         """What is counted of the part that a listing tells of; None where the index does not know this very file."""

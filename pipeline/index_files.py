@@ -37,7 +37,7 @@ def join_index(store: Store, plan: Plan) -> None:
     """Make the pieces one file; only for the holder of the lease. Raises StoreError."""
     pieces = [name for name in _files(store) if name != NAME]
     if pieces:
-        store.write_record(NAME, to_bytes(read_index(store, plan).content, plan.fingerprint))
+        store.write_record(NAME, to_bytes(read_index(store, plan).table, plan.fingerprint))
     for name in pieces:
         with contextlib.suppress(OSError):
             store.delete_record(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 
 import numpy as np
@@ -15,8 +15,10 @@ NONE = -1
 class Names:
     """Distinct names in order, and the place of each."""
 
-    def __init__(self, names: Iterable[str]) -> None:
-        held = np.array([name.encode(errors="surrogateescape") for name in names], dtype=np.bytes_)
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        """`names` gives them; asked twice, so that they are never all held as objects."""
+        width = max((len(_encoded(name)) for name in names()), default=1)
+        held = np.fromiter(map(_encoded, names()), f"S{width}")
         self._sorted, self.first = np.unique(held, return_index=True)
         """`first`: where each stood first in what was given."""
 
@@ -28,7 +30,7 @@ class Names:
 
     def place(self, name: str) -> int:
         """Where `name` stands among the others. Raises KeyError where it doesn't."""
-        wanted = name.encode(errors="surrogateescape")
+        wanted = _encoded(name)
         place = int(self._sorted.searchsorted(wanted))
         if place == len(self._sorted) or self._sorted[place] != wanted:
             raise KeyError(name)
@@ -40,7 +42,7 @@ class Listing(Mapping[str, fs.FileInfo]):
 
     def __init__(self, folder: str, found: list[fs.FileInfo]) -> None:
         self._folder = folder.rstrip("/")
-        self._names = Names(info.base_name for info in found)
+        self._names = Names(lambda: (info.base_name for info in found))
         values = chain.from_iterable((int(info.type), _held(info.size), _held(info.mtime_ns)) for info in found)
         self._columns = np.fromiter(values, np.int64).reshape(-1, 3)[self._names.first]
 
@@ -53,6 +55,10 @@ class Listing(Mapping[str, fs.FileInfo]):
     def __getitem__(self, name: str) -> fs.FileInfo:
         kind, size, modified = self._columns[self._names.place(name)].tolist()
         return fs.FileInfo(f"{self._folder}/{name}", fs.FileType(kind), size=_told(size), mtime_ns=_told(modified))
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode(errors="surrogateescape")
 
 
 def _held(value: int | None) -> int:
