@@ -50,8 +50,8 @@ class Writing(Idle):
         """Commit an empty result."""
         with self.spec.store.stage(part, self.spec.schema) as staged:
             staged.write(pa.Table.from_pylist([{"id": part.start}], schema=self.spec.schema))
-            staged.commit(self._footer(part, 1, 0, {}))
-        return PartReport(part, Counted(1, 0, {}), 1)
+            stamp = staged.commit(self._footer(part, 1, 0, {}))
+        return PartReport(part, Counted(1, 0, {}), 1, stamp)
 
 
 def measure(parts: int, out: str, source: str, worker: str) -> dict[str, float]:
@@ -111,16 +111,20 @@ def rows(sizes: tuple[int, ...], kind: str) -> Iterator[dict[str, str | float]]:
         pq.write_table(pa.table({"id": range(max(sizes)), "text": [""] * max(sizes)}), source)
         for parts in sizes:
             yield {"run": f"{parts:,} parts, idle", **child(parts, f"{name}/idle-{parts}", source, "Idle")}
-        largest = max(sizes)
-        yield {"run": f"{largest:,} parts, committed on {kind}", **child(largest, out, source, "Writing")}
-        yield {"run": f"{largest:,} parts, resumed by the index", **child(largest, out, source, "Writing")}
-        if kind == "disk":
-            (Path(out) / "_pipeline" / "index").unlink()
-            yield {"run": f"{largest:,} parts, resumed by the footers", **child(largest, out, source, "Writing")}
+        for parts in sizes:
+            folder = _under(out, str(parts))
+            yield {"run": f"{parts:,} parts, committed on {kind}", **child(parts, folder, source, "Writing")}
+            yield {"run": f"{parts:,} parts, resumed by the index", **child(parts, folder, source, "Writing")}
+            if kind == "disk":
+                for piece in (Path(folder) / "_pipeline").glob("index*"):
+                    piece.unlink()
+                yield {"run": f"{parts:,} parts, resumed by the footers", **child(parts, folder, source, "Writing")}
 
 
-def _shown(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:,.2f}"
+def _under(out: str, name: str) -> str:
+    """A folder under a path or a URI."""
+    path, mark, query = out.partition("?")
+    return f"{path}/{name}{mark}{query}"
 
 
 @click.command()

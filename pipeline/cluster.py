@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ray
+import ray._private.worker
 from rich.console import Console
 
 import gpt2model
@@ -36,6 +37,9 @@ def connected(cluster: ClusterOptions, debug: bool = False) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The driver tells of deaths in words of its own. Ray's paragraphs on them do not heed log_to_driver, and its switch
+    # for them (RAY_DEDUP_LOGS_SKIP_REGEX) is read when Ray is imported, in --debug as well.
+    ray._private.worker._worker_logs_enabled = debug
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     level = "INFO" if debug else "ERROR"
     try:

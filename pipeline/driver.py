@@ -28,6 +28,8 @@ from pipeline.worker import Counts, PartReport, Worker, WorkerSpec
 PARTS_IN_FLIGHT = 2
 POLL_SECONDS = 0.5
 SCALE_SECONDS = 5.0
+MOST_DOUBLINGS = 5
+"""Of SCALE_SECONDS, once for every start that failed since one went well."""
 WRITE_SECONDS = 30.0
 """What a stopped run waits for parts that are being committed."""
 CALLS_AT_ONCE = PARTS_IN_FLIGHT + 2
@@ -120,7 +122,9 @@ class Driver:
                     self._take(answer)
                 self._replace_hung()
                 self.tick(self)
-            self._end_writes() if self.stopping else self._last_counts()
+            if self.stopping:
+                self._end_writes()
+            self._last_counts()
             self.tick(self)
         finally:
             for seat in self._seats:
@@ -138,7 +142,7 @@ class Driver:
     def _scale(self) -> None:
         """Ask for as many workers as the cluster has room for, between min and max, and no more than there is work."""
         now = time.monotonic()
-        if self._seats and now - self._scaled < SCALE_SECONDS:
+        if self._seats and now - self._scaled < SCALE_SECONDS * 2 ** min(self._failed_starts, MOST_DOUBLINGS):
             return
         self._scaled = now
         asked = self.cluster.workers
@@ -290,7 +294,8 @@ class Driver:
         ray.kill(seat.actor)
         self._seats.remove(seat)
         self._gone += seat.counts
-        self._scaled = 0.0
+        if seat.starting is None:
+            self._scaled = 0.0
         self._count_death(seat, death)
         alone = len(seat.parts) == 1
         for assignment in reversed(seat.parts.values()):
@@ -317,8 +322,10 @@ class Driver:
         if death.innocent:
             return
         self._deaths += 1
-        self._failed_starts += seat.starting is not None
-        if self._failed_starts == self.cluster.attempts:
+        if seat.starting is None:
+            return
+        self._failed_starts += 1
+        if self._failed_starts >= self.cluster.attempts and not self.workers:
             raise WorkerError(
                 f"{self.cluster.attempts} workers in a row died while loading the model; "
                 f"the node may lack the memory for it. The last: {death.reason}"

@@ -7,15 +7,17 @@ time; an index that is missing, unreadable or of another run only costs the time
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-NAME = "index"
-"""A Parquet file without the suffix, by which `datasets.load_dataset` would take it for output."""
+from pipeline.footer import Footer
+from pipeline.listing import Names
+
 FINGERPRINT = b"fingerprint"
 SCHEMA = pa.schema(
     [
@@ -40,46 +42,99 @@ class Counted:
     """The task's figures, summed over the part's rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A part as it was listed when it was counted."""
+class Stamp(NamedTuple):
+    """What tells a file from another of its name."""
 
     size: int
     modified: int
-    """Nanoseconds."""
-    counted: Counted
+    """Nanoseconds; whole seconds from an object store that was asked for one object."""
 
     def of(self, info: fs.FileInfo) -> bool:
-        """Whether the listing still tells of the same file."""
-        return (self.size, self.modified) == (info.size, info.mtime_ns)
+        """Whether a listing, whose times may be finer, tells of the same file."""
+        return self.size == info.size and self.modified in (info.mtime_ns, _whole_seconds(info.mtime_ns))
 
 
-def to_bytes(entries: Mapping[str, Entry], fingerprint: str) -> bytes:
-    """The index file of the run with that fingerprint."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A part, and what is counted of it."""
+
+    stamp: Stamp
+    counted: Counted
+
+
+class Index(Mapping[str, Entry]):
+    """Entries by part name, in columns: about a hundred bytes each."""
+
+    def __init__(self, pieces: Sequence[pa.Table] = ()) -> None:
+        """Of entries with the same name the first counts."""
+        self._table = pa.concat_tables([SCHEMA.empty_table(), *pieces]).combine_chunks()
+        self._names = Names(lambda: (name.as_py() for name in self._table.column("name")))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __getitem__(self, name: str) -> Entry:
+        row = int(self._names.first[self._names.place(name)])
+        size, modified, rows, errors, figures = (column[row].as_py() for column in self._table.columns[1:])
+        return Entry(Stamp(size, modified), Counted(rows, errors, json.loads(figures)))
+
+    @property
+    def table(self) -> pa.Table:
+        """Every entry once, in the order of the names."""
+        return self._table.take(self._names.first)
+
+    def counted(self, info: fs.FileInfo) -> Counted | None:
+        """What is counted of the part that a listing tells of; None where the index does not know this very file."""
+        entry = self.get(info.base_name)
+        return entry.counted if entry is not None and entry.stamp.of(info) else None
+
+
+def stamp_of(info: fs.FileInfo) -> Stamp | None:
+    """The stamp of a file; None where the store tells no times."""
+    return None if info.mtime_ns is None else Stamp(info.size, info.mtime_ns)
+
+
+def counted_by(footer: Footer) -> Counted:
+    """What a footer says of its part."""
+    return Counted(footer.rows, footer.errors, footer.figures)
+
+
+def table_of(entries: Mapping[str, Entry]) -> pa.Table:
+    """A piece of an index."""
     held = list(entries.values())
     columns = [
         list(entries),
-        [each.size for each in held],
-        [each.modified for each in held],
+        [each.stamp.size for each in held],
+        [each.stamp.modified for each in held],
         [each.counted.rows for each in held],
         [each.counted.errors for each in held],
         [json.dumps(dict(each.counted.figures)) for each in held],
     ]
-    schema = SCHEMA.with_metadata({FINGERPRINT: fingerprint})
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
+    return pa.Table.from_arrays(list(map(pa.array, columns, SCHEMA.types)), schema=SCHEMA)
+
+
+def to_bytes(table: pa.Table, fingerprint: str) -> bytes:
+    """The file of a piece, of the run with that fingerprint."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata({FINGERPRINT: fingerprint}), sink, compression="zstd", write_page_checksum=True
+    )
     return bytes(sink.getvalue())
 
 
-def from_bytes(content: bytes, fingerprint: str) -> dict[str, Entry]:
-    """The entries by part name; none where the file is damaged, or another run's."""
+def from_bytes(content: bytes, fingerprint: str) -> pa.Table:
+    """The piece in a file; an empty one where that is damaged, or another run's."""
+    nothing = SCHEMA.empty_table()
     try:
-        table = pq.read_table(pa.BufferReader(content))
-        if not table.schema.equals(SCHEMA) or (table.schema.metadata or {}).get(FINGERPRINT) != fingerprint.encode():
-            return {}
-        name, size, modified, rows, errors, figures = (column.to_pylist() for column in table.columns)
-        counted = map(Counted, rows, errors, (dict(json.loads(each)) for each in figures))
-        return dict(zip(name, map(Entry, size, modified, counted), strict=True))
+        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        ours = table.schema.equals(SCHEMA) and (table.schema.metadata or {}).get(FINGERPRINT) == fingerprint.encode()
+        return table.replace_schema_metadata(None) if ours else nothing
     except (pa.ArrowException, OSError, ValueError, TypeError):
-        return {}
+        return nothing
+
+
+def _whole_seconds(nanoseconds: int | None) -> int | None:
+    return None if nanoseconds is None else nanoseconds // 10**9 * 10**9

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from pipeline.errors import Interrupted, LeaseHeld, PipelineError
-from pipeline.index import Counted
-from pipeline.plan import Part, Plan
+from pipeline.index import Counted, Entry, Stamp
+from pipeline.index_files import add_to_index, join_index
+from pipeline.plan import Plan
 from pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 PROGRESS = "progress.json"
 LOCAL_SECONDS, REMOTE_SECONDS = 5.0, 15.0
 """Between two writes of the progress, on a disk and on an object store."""
-INDEX_SECONDS = 60.0
+INDEX_SECONDS, INDEX_PARTS = 300.0, 2000
+"""What is committed goes into the index after so long, or so many."""
 MOST_EVENTS = 20
 
 
@@ -69,7 +71,7 @@ class Recorder:
             "rows_total": plan.rows,
         }
         self._before = (0, 0)
-        self._fresh: dict[str, Counted] = {}
+        self._fresh: dict[str, Entry] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="records")
         self._writing: Future[None] | None = None
         self._written = 0.0
@@ -90,17 +92,16 @@ class Recorder:
             self._write(index=True)
         self._pool.shutdown()
 
-    def committed(self, part: Part, counted: Counted) -> None:
-        """Take note of a part that stands in the folder."""
-        self._fresh[part.name] = counted
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Parts that are about to be put in place anew: what is known of them goes into no index."""
-        for name in names:
-            self._fresh.pop(name, None)
+    def learnt(self, name: str, stamp: Stamp | None, counted: Counted) -> None:
+        """Take note of a part that stands in the folder, and that the index does not know."""
+        if stamp is not None:
+            self._fresh[name] = Entry(stamp, counted)
+        if len(self._fresh) >= INDEX_PARTS and self.idle:
+            self._write(index=True)
 
     def resumed(self) -> None:
-        """All that was committed before has been told."""
+        """All that was committed before is counted."""
+        self._pool.submit(self._join_index)
         self._before = (self.tally.rows, self.tally.errors)
         self.content |= {"rows": self.tally.rows, "errors": self.tally.errors}
 
@@ -119,8 +120,13 @@ class Recorder:
             "events": list(getattr(driver, "events", ()))[-MOST_EVENTS:],
         }
         now = time.monotonic()
-        if now - self._written >= self.every and (self._writing is None or self._writing.done()):
+        if now - self._written >= self.every and self.idle:
             self._write(index=now - self._indexed >= INDEX_SECONDS)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was to be written down is."""
+        return self._writing is None or self._writing.done()
 
     def _so_far(self, counts: Counts) -> tuple[int, int]:
         """Rows and errors, those of parts that aren't committed included."""
@@ -130,15 +136,19 @@ class Recorder:
 
     def _write(self, index: bool = False) -> None:
         self._written = time.monotonic()
-        fresh: dict[str, Counted] = {}
+        fresh: dict[str, Entry] = {}
         if index:
             self._indexed = self._written
             fresh, self._fresh = self._fresh, {}
         self._writing = self._pool.submit(self._put, {**self.content, "updated": time.time()}, fresh)
 
-    def _put(self, content: Mapping[str, Any], fresh: Mapping[str, Counted]) -> None:
+    def _put(self, content: Mapping[str, Any], fresh: Mapping[str, Entry]) -> None:
         with contextlib.suppress(OSError, PipelineError, pa.ArrowException):
             self.store.write_record(PROGRESS, content)
         with contextlib.suppress(OSError, PipelineError, pa.ArrowException):
             if fresh:
-                self.store.write_index(self.plan, fresh)
+                add_to_index(self.store, self.plan, fresh)
+
+    def _join_index(self) -> None:
+        with contextlib.suppress(OSError, PipelineError, pa.ArrowException):
+            join_index(self.store, self.plan)

@@ -68,9 +68,9 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker, 
 def _run(prepared: Prepared, lease: Lease, debug: bool, worker_class: type[Worker], retry: bool) -> Outcome:
     plan, store, tally, stop = prepared.plan, prepared.store, Tally(), _StopRequest()
     with Recorder(store, plan, tally, retry) as recorder:
-        _write_job(prepared)
-        left, failed = _resume(prepared, tally, recorder)
-        waiting = _failed_only(left, failed, recorder) if retry else left
+        write_job(prepared)
+        left, failed = _resume(prepared, tally, recorder, retry)
+        waiting = _failed_only(left, failed) if retry else left
         before = Counted(tally.rows, tally.errors, {})
         with Watch(*((before.errors, 0) if retry else (plan.rows, before.rows))) as watch:
             watch.log(f"{plan.fingerprint[:10]}: {tally.rows:,} rows done before; output in {store.folder.uri}")
@@ -86,7 +86,7 @@ def _run(prepared: Prepared, lease: Lease, debug: bool, worker_class: type[Worke
         return Outcome(tally.rows, tally.errors, summary)
 
 
-def _write_job(prepared: Prepared) -> None:
+def write_job(prepared: Prepared) -> None:
     """The records of a new run. Looks again: another may have begun, and ended, before the lease was had."""
     if prepared.store.opened(prepared.plan):
         return
@@ -95,33 +95,29 @@ def _write_job(prepared: Prepared) -> None:
     prepared.store.write_record("plan.json", prepared.plan.to_json())
 
 
-def _resume(prepared: Prepared, tally: Tally, recorder: Recorder) -> tuple[Iterator[Part], Failed]:
-    """Count what is committed; gives what is left to do, in input order, and by name the parts with errors."""
-    plan = prepared.plan
-    done, failed = set[str](), dict[str, tuple[Part, Counted]]()
-    after: dict[str, Part] = {}
-    for part, counted in prepared.store.committed(plan):
+def _resume(prepared: Prepared, tally: Tally, recorder: Recorder, retry: bool) -> tuple[Iterator[Part], Failed]:
+    """Count what is committed; gives what is left to do, in input order, and to `retry` the parts with errors."""
+    plan, standing = prepared.plan, prepared.store.listing()
+    failed, after = dict[str, tuple[Part, Counted]](), dict[str, Part]()
+    for part, counted in prepared.store.committed(plan, standing, recorder.learnt):
         tally.add(counted)
-        recorder.committed(part, counted)
-        done.add(part.name)
         after.pop(part.name, None)
-        if counted.errors:
+        if retry and counted.errors:
             failed[part.name] = (part, counted)
         following = plan.following(part, counted.rows)
         if following is not None:
             after[following.name] = following
     recorder.resumed()
-    return chain((part for part in plan.parts() if part.name not in done), after.values()), failed
+    return chain((part for part in plan.parts() if part.name not in standing), after.values()), failed
 
 
-def _failed_only(left: Iterator[Part], failed: Failed, recorder: Recorder) -> Iterator[Part]:
+def _failed_only(left: Iterator[Part], failed: Failed) -> Iterator[Part]:
     missing = next(left, None)
     if missing is not None:
         raise JobError(
             f"{missing.name} is not committed yet, and perhaps more: finish the job by `pipeline run` first, "
             "then its rows with an error can be done again"
         )
-    recorder.forget(failed)
     return (replace(part, retry=True) for part, _ in failed.values())
 
 
@@ -146,7 +142,7 @@ def _drive(
         if report.part.retry:
             tally.remove(failed[report.part.name][1])
         tally.add(report.counted)
-        recorder.committed(report.part, report.counted)
+        recorder.learnt(report.part.name, report.stamp, report.counted)
 
     with stop.listening(), connected(prepared.job.cluster, debug):
         stop.listen()  # only now: Ray takes SIGTERM for itself when it starts

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import islice
@@ -26,11 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipeline import index
 from pipeline.digest import BLANK, seal
 from pipeline.errors import OutputRefused, StoreError
 from pipeline.footer import FOOTER_KEY, Footer, footer_of
-from pipeline.index import Counted, Entry
+from pipeline.index import Counted, Stamp, counted_by, stamp_of
+from pipeline.index_files import read_index
+from pipeline.listing import Listing
 from pipeline.locations import Location
 from pipeline.plan import Part, Plan
 from pipeline.retries import PATIENT, Backoff, explain, is_transient
@@ -41,6 +42,8 @@ READERS = 16
 """Footers read at once: on an object store each is a wait for two answers."""
 CHUNK = 512
 """Parts looked at together, so that a plan of any size costs little memory."""
+Learnt = Callable[[str, Stamp | None, Counted], None]
+"""Told of a part's name and stamp what was counted of it."""
 
 
 class Store:
@@ -100,49 +103,35 @@ class Store:
             for left in Path(self.records.child(STAGING).path).iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
-    def committed(self, plan: Plan) -> Iterator[tuple[Part, Counted]]:
+    def committed(
+        self, plan: Plan, listing: Listing | None = None, learnt: Learnt | None = None
+    ) -> Iterator[tuple[Part, Counted]]:
         """The parts of `plan` that stand in the folder, in input order, and what is counted of them.
 
-        A part that the index knows as it is listed is taken at its word; of all others the footer is read and checked.
-        Raises StoreError for one that isn't ours.
+        `listing` is the folder's, where it is taken already. A part that the index knows as it is listed is taken at
+        its word; of all others the footer is read and checked, and `learnt` is told. Raises StoreError for one that
+        isn't ours.
         """
-        listing, known = self.listing(), self.indexed(plan)
-        standing, ended = standing_parts(plan, listing), set[int]()
+        ended = set[int]()
+        for part, counted in self._counted(plan, self.listing() if listing is None else listing, learnt):
+            if part.split.index not in ended:
+                yield part, counted
+            if part.split.rows is None and plan.following(part, counted.rows) is None:
+                ended.add(part.split.index)
 
-        def count(part: Part) -> Counted:
-            footer = self.read_footer(part, plan)
-            return Counted(footer.rows, footer.errors, footer.figures)
-
+    def _counted(self, plan: Plan, listing: Listing, learnt: Learnt | None) -> Iterator[tuple[Part, Counted]]:
+        known, standing = read_index(self, plan), standing_parts(plan, listing)
         with ThreadPoolExecutor(READERS) as pool:
             while chunk := list(islice(standing, CHUNK)):
-                unread = [part for part in chunk if not _trusted(known.get(part.name), listing[part.name])]
-                read = dict(zip((part.name for part in unread), pool.map(count, unread), strict=True))
-                for part in chunk:
-                    counted = read[part.name] if part.name in read else known[part.name].counted
-                    if part.split.index not in ended:
-                        yield part, counted
-                    if part.split.rows is None and plan.following(part, counted.rows) is None:
-                        ended.add(part.split.index)
-
-    def indexed(self, plan: Plan) -> dict[str, Entry]:
-        """What the folder's index knows of this run's parts; nothing where there is none, or none that can be read."""
-        target = self.records.child(index.NAME)
-        try:
-            with target.filesystem.open_input_file(target.path) as stream:
-                return index.from_bytes(stream.read(), plan.fingerprint)
-        except OSError:
-            return {}
-
-    def write_index(self, plan: Plan, fresh: Mapping[str, Counted]) -> None:
-        """Write the index anew: a listing taken now, what the index knew of it, and what is `fresh`ly counted."""
-        known, entries = self.indexed(plan), dict[str, Entry]()
-        for name, info in self.listing().items():
-            entry = known.get(name)
-            if name in fresh and info.mtime_ns is not None:
-                entries[name] = Entry(info.size, info.mtime_ns, fresh[name])
-            elif entry is not None and _trusted(entry, info):
-                entries[name] = entry
-        self.write_record(index.NAME, index.to_bytes(entries, plan.fingerprint))
+                trusted = [known.counted(listing[part.name]) for part in chunk]
+                unknown = [part for part, counted in zip(chunk, trusted, strict=True) if counted is None]
+                footers = pool.map(lambda part: self.read_footer(part, plan), unknown)
+                for part, counted in zip(chunk, trusted, strict=True):
+                    if counted is None:
+                        counted = counted_by(next(footers))
+                        if learnt is not None:
+                            learnt(part.name, stamp_of(listing[part.name]), counted)
+                    yield part, counted
 
     def read_whole(self, path: str) -> bytes:
         """All of a file of the folder. Raises StoreError where the store does not give it."""
@@ -188,9 +177,8 @@ class Store:
             content = json.dumps(content, indent=2) + "\n"
         data = content.encode() if isinstance(content, str) else content
         target = self.records.child(name)
-        write = _replace if target.local else _put
         with _store_errors(target.uri):
-            self.backoff.call(lambda: write(target, data))
+            self.backoff.call(lambda: _replace(target, data) if target.local else _put(target, data))
 
     def read_record(self, name: str) -> dict[str, Any] | None:
         """`_pipeline/<name>` parsed as JSON; None where there is none."""
@@ -220,14 +208,14 @@ class Store:
         """Begin to write `part`."""
         return StagedPart(self, part, schema)
 
-    def listing(self) -> dict[str, fs.FileInfo]:
+    def listing(self) -> Listing:
         """What stands in the folder, by name."""
         selector = fs.FileSelector(self.folder.path, allow_not_found=True)
         try:
             found = self.backoff.call(lambda: self.folder.filesystem.get_file_info(selector))
         except OSError as error:
             raise _unreadable(self.folder.uri, error) from error
-        return {info.base_name: info for info in sorted(found, key=lambda info: info.path)}
+        return Listing(self.folder.path, found)
 
 
 class StagedPart:
@@ -255,8 +243,11 @@ class StagedPart:
             self._writer.write_table(table)
         self.rows += table.num_rows
 
-    def commit(self, footer: Footer) -> None:
-        """Close, put the digest into `footer`, read back, and move into place."""
+    def commit(self, footer: Footer) -> Stamp | None:
+        """Close, put the digest into `footer`, read back, and move into place.
+
+        Returns what a listing will tell of the file; None where the store tells no times.
+        """
         target = self.store.folder.child(self.part.name)
         with _store_errors(target.uri):
             self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(asdict(replace(footer, digest=BLANK)))})
@@ -269,20 +260,22 @@ class StagedPart:
                 os.fsync(self._file.fileno())
                 self._path.replace(target.path)
                 _sync(Path(target.path).parent)
-            else:
-                self._upload(target)
+                written = os.fstat(self._file.fileno())
+                return Stamp(written.st_size, written.st_mtime_ns)
+            return self._upload(target)
 
-    def _upload(self, target: Location) -> None:
+    def _upload(self, target: Location) -> Stamp | None:
         """One whole object: it becomes visible when the upload is complete."""
         # Mapped whole before the upload begins: a stream to a store that is closed by an error of reading completes.
         content = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
         (stood,) = self.store.backoff.call(lambda: target.filesystem.get_file_info([target.path]))
         try:
-            self.store.backoff.call(lambda: _put(target, content))
+            info = self.store.backoff.call(lambda: _put(target, content))
         except (pa.ArrowException, OSError):
             if stood.type == fs.FileType.NotFound:
                 _remove_unless_whole(target, content.size)
             raise
+        return stamp_of(info)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -305,17 +298,14 @@ def standing_parts(plan: Plan, names: Collection[str]) -> Iterator[Part]:
             part = plan.following(part, part.stop - part.start)
 
 
-def _trusted(entry: Entry | None, info: fs.FileInfo) -> bool:
-    return entry is not None and entry.of(info)
-
-
-def _put(target: Location, content: bytes | pa.Buffer) -> None:
+def _put(target: Location, content: bytes | pa.Buffer) -> fs.FileInfo:
     """Write one object in one piece, and look at what has become of it. Raises OSError."""
     with target.filesystem.open_output_stream(target.path) as stream:
         stream.write(content)
     (info,) = target.filesystem.get_file_info([target.path])
     if info.size != len(content):
         raise OSError(errno.EIO, f"{info.size} bytes are there after an upload of {len(content)}")
+    return info
 
 
 def _remove_unless_whole(target: Location, size: int) -> None:

@@ -21,6 +21,7 @@ from pipeline.digest import digests
 from pipeline.errors import OutputRefused
 from pipeline.figures import format_figure
 from pipeline.footer import Footer, footer_of
+from pipeline.listing import Listing
 from pipeline.plan import Part, Plan
 from pipeline.preflight import Prepared
 from pipeline.store import CHUNK, RECORDS, Store, standing_parts
@@ -113,7 +114,7 @@ def _check_driver(store: Store, verdict: Verdict) -> None:
         verdict.notes.append(Finding(staging.uri, what, "they harm nobody, and the next run clears them"))
 
 
-def _check_parts(check: _PartCheck, listing: dict[str, fs.FileInfo], verdict: Verdict) -> set[str]:
+def _check_parts(check: _PartCheck, listing: Listing, verdict: Verdict) -> set[str]:
     """Check every part of the plan that stands in the folder; returns their names."""
     plan, standing, last = check.plan, set[str](), dict[int, tuple[Part, int | None]]()
     parts = standing_parts(plan, listing)

@@ -24,7 +24,7 @@ from pipeline.batching import PackRunner, Runner
 from pipeline.continuing import EngineRunner
 from pipeline.errors import PartAbandoned, WorkerError
 from pipeline.footer import Footer
-from pipeline.index import Counted
+from pipeline.index import Counted, Stamp
 from pipeline.job import Job
 from pipeline.mending import StandingPart
 from pipeline.overlap import Ahead
@@ -98,6 +98,8 @@ class PartReport:
     counted: Counted
     tokens: int
     """Computed for it."""
+    stamp: Stamp | None = None
+    """Of its file; None where the store tells no times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +204,8 @@ class Worker:
             for table in tables:
                 staged.write(table)
             with self._commits(part):
-                staged.commit(self._footer(part, staged.rows, sums.errors, sums.figures))
-        return PartReport(part, Counted(staged.rows, sums.errors, sums.figures), sums.tokens)
+                stamp = staged.commit(self._footer(part, staged.rows, sums.errors, sums.figures))
+        return PartReport(part, Counted(staged.rows, sums.errors, sums.figures), sums.tokens, stamp)
 
     def retry(self, part: Part) -> PartReport:
         """Do those rows of a committed part again that carry an error, and put its file in place anew."""
@@ -216,8 +218,8 @@ class Worker:
                 staged.write(table)
                 self._beats += 1
             with self._commits(part):
-                staged.commit(self._footer(part, staged.rows, sums.errors, figures))
-        return PartReport(part, Counted(staged.rows, sums.errors, figures), sums.tokens)
+                stamp = staged.commit(self._footer(part, staged.rows, sums.errors, figures))
+        return PartReport(part, Counted(staged.rows, sums.errors, figures), sums.tokens, stamp)
 
     def probe(self, part: Part) -> None:
         """Compute the rows of `part` and keep nothing: all that counts is whether it ends well."""

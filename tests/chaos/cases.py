@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.compose import load_job
 from pipeline.preflight import prepare
+from pipeline.run import write_job
 from pipeline.worker import Worker
 from tests.pipeline.answers import saved_model
 from tests.pipeline.conftest import sentence
@@ -76,10 +77,11 @@ def make_case(task: str, source: str, checkpoint: Path, folder: Path) -> Case:
     return Case(job, files, 3 if errors else 0)
 
 
-def undisturbed(job: Path) -> int:
+def undisturbed(job: Path, *overrides: str) -> int:
     """Do all parts of a job, one after the other and without Ray; returns the rows with an error."""
-    prepared = prepare(load_job(job, ()))
+    prepared = prepare(load_job(job, overrides))
     prepared.store.create()
+    write_job(prepared)
     worker, waiting, errors = Worker(prepared.spec), deque(prepared.plan.parts()), 0
     worker.start()
     while waiting:

@@ -53,28 +53,33 @@ def rows() -> pa.Table:
 JobWriter = Callable[..., Path]
 
 
-@pytest.fixture
-def write_job(tmp_path: Path, checkpoint: Path, rows: pa.Table) -> JobWriter:
-    """Writes a score job over `rows` in two files; sections given are merged in."""
-    (tmp_path / "in").mkdir()
-    pq.write_table(rows.slice(0, 500), tmp_path / "in" / "a.parquet", row_group_size=130)
-    pq.write_table(rows.slice(500), tmp_path / "in" / "b.parquet")
+def job_writer(folder: Path, checkpoint: Path, rows: pa.Table) -> JobWriter:
+    """Writes a score job over `rows` in two files of `folder`, and its output beside; sections given are merged in."""
+    (folder / "in").mkdir()
+    pq.write_table(rows.slice(0, 500), folder / "in" / "a.parquet", row_group_size=130)
+    pq.write_table(rows.slice(500), folder / "in" / "b.parquet")
 
     def write(name: str = "job.yaml", **sections: Any) -> Path:
         job: dict[str, Any] = {
             "task": "score",
             "model": {"path": str(checkpoint)},
-            "input": {"parquet": str(tmp_path / "in")},
-            "output": {"path": str(tmp_path / "out"), "rows_per_part": 100},
+            "input": {"parquet": str(folder / "in")},
+            "output": {"path": str(folder / "out"), "rows_per_part": 100},
             "cluster": {"cpus_per_worker": 1},
         }
         for section, content in sections.items():
             job[section] = {**job.get(section, {}), **content} if isinstance(content, dict) else content
-        file = tmp_path / name
+        file = folder / name
         file.write_text(yaml.safe_dump(job, sort_keys=False))
         return file
 
     return write
+
+
+@pytest.fixture
+def write_job(tmp_path: Path, checkpoint: Path, rows: pa.Table) -> JobWriter:
+    """Writes a score job over `rows`, in the test's folder."""
+    return job_writer(tmp_path, checkpoint, rows)
 
 
 @pytest.fixture(scope="module")

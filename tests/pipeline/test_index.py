@@ -8,9 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from pipeline.errors import StoreError
-from pipeline.index import Counted
+from pipeline.index import Counted, Entry, Stamp, stamp_of
+from pipeline.index_files import add_to_index, join_index, read_index
 from pipeline.plan import Part, Plan
 from pipeline.store import Footer, Store
 from tests.pipeline.test_store import SCHEMA, commit, footer, make_plan, store_at, table
@@ -18,8 +20,14 @@ from tests.pipeline.test_store import SCHEMA, commit, footer, make_plan, store_a
 
 def indexed(store: Store, plan: Plan) -> dict[str, Counted]:
     """Index what is committed; returns it."""
-    held = {part.name: counted for part, counted in store.committed(plan)}
-    store.write_index(plan, held)
+    learnt = dict[str, Entry]()
+
+    def learn(name: str, stamp: Stamp | None, counted: Counted) -> None:
+        assert stamp is not None
+        learnt[name] = Entry(stamp, counted)
+
+    held = {part.name: counted for part, counted in store.committed(plan, learnt=learn)}
+    add_to_index(store, plan, learnt)
     return held
 
 
@@ -34,8 +42,8 @@ def forbid_footers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "read_footer", read_footer)
 
 
-def index_file(folder: Path) -> Path:
-    return folder / "_pipeline" / "index"
+def index_files(folder: Path) -> list[Path]:
+    return sorted((folder / "_pipeline").glob("index*"))
 
 
 @pytest.mark.parametrize("rows", [250, None], ids=["known", "streamed"])
@@ -69,12 +77,18 @@ def test_of_a_part_that_the_index_does_not_know_the_footer_is_read(
         committed(store, plan)
 
 
+def _flipped(content: bytes) -> bytes:
+    """With one bit of the first page turned."""
+    return content[:60] + bytes([content[60] ^ 1]) + content[61:]
+
+
 BROKEN: dict[str, Callable[[Path], object]] = {
     "missing": lambda file: file.unlink(),
     "garbage": lambda file: file.write_bytes(os.urandom(500)),
     "empty": lambda file: file.write_bytes(b""),
     "truncated": lambda file: file.write_bytes(file.read_bytes()[:-30]),
     "a table of something else": lambda file: pq.write_table(pa.table({"name": ["x"]}), file),
+    "one byte is another": lambda file: file.write_bytes(_flipped(file.read_bytes())),
     "a folder": lambda file: (file.unlink(), file.mkdir()),
 }
 
@@ -85,15 +99,61 @@ def test_an_index_that_cannot_be_read_changes_nothing(tmp_path: Path, broken: st
     for part in list(plan.parts())[:3]:
         commit(store, plan, part, part.stop - part.start)
     held = indexed(store, plan)
-    BROKEN[broken](index_file(tmp_path))
+    (piece,) = index_files(tmp_path)
+    BROKEN[broken](piece)
     assert committed(store, plan) == held
+    join_index(store, plan)
+    assert committed(store, plan) == held
+
+
+def test_of_the_pieces_of_an_index_the_newest_counts_and_a_damaged_one_harms_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, plan = store_at(tmp_path), make_plan()
+    one, two, *_ = parts = list(plan.parts())
+    for part in parts:
+        commit(store, plan, part, part.stop - part.start)
+    held = indexed(store, plan)
+    stamps = {name: entry.stamp for name, entry in read_index(store, plan).items()}
+    for errors in (1, 2, 3):
+        counted = Counted(100, errors, {})
+        add_to_index(store, plan, {part.name: Entry(stamps[part.name], counted) for part in (one, two)[: 3 - errors]})
+    index_files(tmp_path)[-1].write_bytes(b"PAR1 no more")
+    expected = {**held, one.name: Counted(100, 2, {}), two.name: Counted(100, 1, {})}
+    forbid_footers(monkeypatch)
+    assert committed(store, plan) == expected
+    join_index(store, plan)
+    assert index_files(tmp_path) == [tmp_path / "_pipeline" / "index"]
+    assert committed(store, plan) == expected
+
+
+def test_a_commit_says_of_its_file_what_a_listing_will(tmp_path: Path) -> None:
+    store, plan = store_at(tmp_path), make_plan()
+    part = next(plan.parts())
+    with store.stage(part, SCHEMA) as staged:
+        staged.write(table(100))
+        stamp = staged.commit(footer(plan, part, 100))
+    assert stamp == stamp_of(store.listing()[part.name])
+
+
+def test_times_in_whole_seconds_are_those_of_a_listing_that_tells_more() -> None:
+    listed = fs.FileInfo("x", fs.FileType.File, mtime_ns=7_123_000_000, size=5)
+    assert [Stamp(5, time).of(listed) for time in (7_123_000_000, 7_000_000_000, 7_122_000_000, 8_000_000_000)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert not Stamp(6, 7_123_000_000).of(listed)
 
 
 def test_the_index_of_another_run_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, plan = store_at(tmp_path), make_plan()
     part = next(iter(plan.parts()))
     commit(store, plan, part, 100)
-    store.write_index(make_plan(other=1), {part.name: Counted(7, 7, {})})
+    stamp = stamp_of(store.listing()[part.name])
+    assert stamp is not None
+    add_to_index(store, make_plan(other=1), {part.name: Entry(stamp, Counted(7, 7, {}))})
     assert committed(store, plan) == {part.name: Counted(100, 0, {"tokens": 1.0})}
 
 
@@ -113,14 +173,11 @@ def test_a_part_that_changed_since_it_was_indexed_is_read_again(tmp_path: Path) 
         committed(store, plan)
 
 
-def test_a_new_index_keeps_what_is_true_of_the_old_one_and_forgets_what_is_gone(tmp_path: Path) -> None:
+def test_a_part_that_is_gone_is_not_there_for_all_that_the_index_says(tmp_path: Path) -> None:
     store, plan = store_at(tmp_path), make_plan()
     parts = list(plan.parts())
     for part in parts:
         commit(store, plan, part, part.stop - part.start)
     held = indexed(store, plan)
     (tmp_path / parts[0].name).unlink()
-    (tmp_path / parts[1].name).touch()
-    store.write_index(plan, {parts[2].name: Counted(50, 1, {})})
-    found = {name: entry.counted for name, entry in store.indexed(plan).items()}
-    assert found == {parts[2].name: Counted(50, 1, {}), parts[3].name: held[parts[3].name]}
+    assert committed(store, plan) == {name: counted for name, counted in held.items() if name != parts[0].name}

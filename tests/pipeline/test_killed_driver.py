@@ -6,6 +6,7 @@ PIPELINE_KILLS says how many runs are killed (make chaos: 20); the seed of each 
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.chaos.cases import LABELS
+from tests.chaos.cases import LABELS, undisturbed
 from tests.pipeline.answers import saved_model
 
 KILLS = int(os.environ.get("PIPELINE_KILLS", "1"))
@@ -88,7 +89,7 @@ def calm(
     }
     job = folder / "job.yaml"
     job.write_text(yaml.safe_dump(content))
-    finish(job, folder / "calm")
+    undisturbed(job, f"output.path={folder}/calm")
     table = read(folder / "calm")
     assert table.column("id").to_pylist() == list(range(900))
     return Calm(job, table, [file.name for file in visible(folder / "calm")])
@@ -107,7 +108,7 @@ def _steps(folder: Path, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("seed", range(KILLS))
+@pytest.mark.parametrize("seed", range(1, KILLS + 1))
 def test_a_killed_run_is_finished_by_the_same_command(calm: Calm, tmp_path: Path, seed: int) -> None:
     moments = random.Random(seed)
     out = tmp_path / "out"
@@ -123,7 +124,7 @@ def test_a_killed_run_is_finished_by_the_same_command(calm: Calm, tmp_path: Path
     assert not (out / "_pipeline" / "lease.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(("calm", "number"), [("parquet", signal.SIGINT), ("steps", signal.SIGTERM)], indirect=["calm"])
 def test_a_signal_ends_the_run_with_a_word_and_leaves_no_process_behind(
     calm: Calm, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -142,6 +143,8 @@ def test_a_signal_ends_the_run_with_a_word_and_leaves_no_process_behind(
     assert process.returncode == 1
     assert f"stopped by {number.name}; what was committed stays: the same command goes on from there" in told.decode()
     assert "Traceback" not in told.decode()
+    shown = re.findall(r"(\d+) of 900 rows", told.decode())
+    assert read(out).num_rows <= int(shown[-1]) <= 900
     assert _processes_of_session(process.pid) == []
     finish(calm.job, out)
     assert read(out).equals(calm.table)

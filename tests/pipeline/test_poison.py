@@ -3,13 +3,14 @@
 import os
 import signal
 import threading
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from pipeline import driver, search
 from pipeline.compose import load_job
@@ -18,6 +19,7 @@ from pipeline.preflight import prepare
 from pipeline.run import Outcome, run_job
 from pipeline.verify import verify
 from pipeline.worker import Worker
+from tests.chaos.cases import undisturbed
 from tests.pipeline.conftest import JobWriter
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -39,12 +41,13 @@ def computed(group: Any) -> set[int]:
     return {row for place, row in enumerate(group.rows.column("id").to_pylist()) if place not in group.set_aside}
 
 
-def hurt(rows: Collection[int], how: str) -> type[Worker]:
-    """A worker whose model does not bear `rows`."""
+def hurt(rows: Mapping[int, str]) -> type[Worker]:
+    """A worker whose model does not bear `rows`, each in its way."""
 
     class Hurt(Worker):
         def _compute(self, stage: Any, group: Any) -> Any:
-            if computed(group) & set(rows):
+            if deadly := computed(group) & rows.keys():
+                how = rows[min(deadly)]
                 if how == "raise":
                     raise ValueError("what a row")
                 if how != "hang":
@@ -55,13 +58,24 @@ def hurt(rows: Collection[int], how: str) -> type[Worker]:
     return Hurt
 
 
-def assert_only_those_rows_failed(folder: Path, calm: Path, rows: set[int], reason: str) -> None:
-    found, whole = read(folder).to_pylist(), read(calm).to_pylist()
+@pytest.fixture(scope="module")
+def calm(checkpoint: Path, rows: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """What the job gives when nothing hurts."""
+    folder = tmp_path_factory.mktemp("calm")
+    pq.write_table(rows, folder / "in.parquet")
+    job = {"task": "score", "model": {"path": str(checkpoint)}, "input": {"parquet": str(folder / "in.parquet")}}
+    (folder / "job.yaml").write_text(yaml.safe_dump({**job, "output": {"path": str(folder / "out")}}))
+    undisturbed(folder / "job.yaml")
+    return read(folder / "out")
+
+
+def assert_only_those_rows_failed(folder: Path, calm: pa.Table, reasons: Mapping[int, str]) -> None:
+    found = read(folder).to_pylist()
     assert [row["id"] for row in found] == list(range(900))
-    assert {row["id"] for row in found if row["error"] is not None} == rows
-    for row, sound in zip(found, whole, strict=True):
-        if row["id"] in rows:
-            assert reason in row["error"]
+    assert {row["id"] for row in found if row["error"] is not None} == reasons.keys()
+    for row, sound in zip(found, calm.to_pylist(), strict=True):
+        if row["id"] in reasons:
+            assert reasons[row["id"]] in row["error"]
             assert (row["loglikelihood"], row["num_tokens"]) == (None, None)
             assert row["text"] == sound["text"]
         else:
@@ -71,24 +85,31 @@ def assert_only_those_rows_failed(folder: Path, calm: Path, rows: set[int], reas
 DEATH = "this row takes its worker down: its process was killed"
 
 
+RAISED = "ValueError: what a row"
+
+
 @pytest.mark.parametrize(
-    ("how", "poison", "reason"),
-    [("SIGKILL", POISON, DEATH), ("SIGSEGV", {3}, DEATH), ("raise", POISON, "ValueError: what a row")],
+    ("poison", "reasons"),
+    [
+        ({3: "SIGSEGV", 450: "SIGKILL"}, {3: DEATH, 450: DEATH}),
+        (dict.fromkeys(POISON, "raise"), dict.fromkeys(POISON, RAISED)),
+    ],
+    ids=["kill", "raise"],
 )
 def test_rows_that_kill_or_fail_the_worker_carry_the_error_and_all_others_are_done(
-    write_job: JobWriter, tmp_path: Path, how: str, poison: set[int], reason: str
+    write_job: JobWriter, tmp_path: Path, calm: pa.Table, poison: dict[int, str], reasons: dict[int, str]
 ) -> None:
-    run(write_job(output={"path": str(tmp_path / "calm")}))
-    outcome = run(write_job(cluster={"attempts": 1}), worker_class=hurt(poison, how))
+    # Two rows more than are tried one by one: so they are tried in pairs, and those of the pair that fails alone.
+    job = write_job(cluster={"attempts": 1}, output={"rows_per_part": search.PIECES + 2})
+    outcome = run(job, worker_class=hurt(poison))
     assert outcome.exit_code == 3
     assert outcome.errors == len(poison)
-    assert_only_those_rows_failed(tmp_path / "out", tmp_path / "calm", poison, reason)
+    assert_only_those_rows_failed(tmp_path / "out", calm, reasons)
 
 
 def test_a_row_that_hangs_is_told_from_a_slow_one_by_its_heartbeat(write_job: JobWriter, tmp_path: Path) -> None:
-    run(write_job(output={"path": str(tmp_path / "calm")}))
     job = write_job(cluster={"attempts": 1, "heartbeat": 3.0, "workers": {"max": 1}})
-    outcome = run(job, "input.limit=100", "output.rows_per_part=4", worker_class=hurt({37}, "hang"))
+    outcome = run(job, "input.limit=100", "output.rows_per_part=4", worker_class=hurt({37: "hang"}))
     assert (outcome.rows, outcome.errors) == (100, 1)
     (bad,) = [row for row in read(tmp_path / "out").to_pylist() if row["error"] is not None]
     assert bad["id"] == 37
@@ -96,11 +117,11 @@ def test_a_row_that_hangs_is_told_from_a_slow_one_by_its_heartbeat(write_job: Jo
 
 
 def test_workers_that_die_of_everything_end_the_run(write_job: JobWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(search.BARREN, "died", 2)
-    monkeypatch.setattr(driver, "DEATHS_IN_A_ROW", 5)
+    monkeypatch.setitem(search.BARREN, "died", 1)
+    monkeypatch.setattr(driver, "DEATHS_IN_A_ROW", 3)
     job = write_job(cluster={"attempts": 1, "workers": {"max": 1}})
     with pytest.raises(WorkerError, match=r"\d+ workers died and nothing was done meanwhile, so no single row"):
-        run(job, "output.rows_per_part=500", worker_class=hurt(range(900), "SIGKILL"))
+        run(job, "output.rows_per_part=30", worker_class=hurt(dict.fromkeys(range(900), "SIGKILL")))
 
 
 def test_an_error_outside_of_the_rows_gives_the_part_up_by_name(write_job: JobWriter, tmp_path: Path) -> None:
@@ -116,17 +137,16 @@ def test_an_error_outside_of_the_rows_gives_the_part_up_by_name(write_job: JobWr
 
 
 def test_rows_with_an_error_are_done_again_once_the_cause_is_gone_and_no_other_row_changes(
-    write_job: JobWriter, tmp_path: Path
+    write_job: JobWriter, tmp_path: Path, calm: pa.Table
 ) -> None:
-    run(write_job(output={"path": str(tmp_path / "calm")}))
     job = write_job()
-    run(job, worker_class=hurt(POISON, "raise"))
+    failed = run(job, worker_class=hurt(dict.fromkeys(POISON, "raise")))
     before, files = read(tmp_path / "out"), stamps(tmp_path / "out")
     with pytest.raises(JobError, match="holds no run whose rows could be done again"):
         run(job, f"output.path={tmp_path}/nothing", retry=True)
     outcome = run(job, retry=True)
     assert (outcome.exit_code, outcome.rows, outcome.summary["rows done by this command"]) == (0, 900, 3)
-    after, calm = read(tmp_path / "out"), read(tmp_path / "calm")
+    after = read(tmp_path / "out")
     others = [row for row in range(900) if row not in POISON]
     assert after.take(others).equals(before.take(others))
     for row in POISON:
@@ -135,21 +155,19 @@ def test_rows_with_an_error_are_done_again_once_the_cause_is_gone_and_no_other_r
     changed = {name for name, stamp in stamps(tmp_path / "out").items() if files[name] != stamp}
     assert len(changed) == 2
     assert verify(prepare(load_job(job))).sound
-    again = run(job, retry=True, worker_class=hurt(range(900), "SIGKILL"))
+    again = run(job, retry=True, worker_class=hurt(dict.fromkeys(range(900), "SIGKILL")))
     assert again.summary["rows done by this command"] == 0
-    assert (
-        run(job).summary["scored tokens"]
-        == run(write_job(output={"path": str(tmp_path / "calm")})).summary["scored tokens"]
-    )
+    scored = [sum(held.column("num_tokens").drop_null().to_pylist()) for held in (before, after)]
+    assert [each.summary["scored tokens"] for each in (failed, again)] == scored
 
 
 def test_a_retry_that_is_killed_changes_nothing_or_all_of_a_part(write_job: JobWriter, tmp_path: Path) -> None:
     texts = [f"row {row}" if row % 3 else None for row in range(60)]
     pq.write_table(pa.table({"id": range(60), "text": texts}), tmp_path / "some.parquet")
     job = write_job(input={"parquet": str(tmp_path / "some.parquet")}, output={"rows_per_part": 20})
-    assert run(job).errors == 20
+    assert undisturbed(job) == 20
     before = read(tmp_path / "out")
-    outcome = run(job, "cluster.attempts=1", retry=True, worker_class=hurt({30}, "SIGKILL"))
+    outcome = run(job, "cluster.attempts=1", retry=True, worker_class=hurt({30: "SIGKILL"}))
     assert outcome.errors == 20
     after = read(tmp_path / "out")
     assert after.drop_columns("error").equals(before.drop_columns("error"))
@@ -162,7 +180,7 @@ def test_a_part_that_was_damaged_is_not_mended_over(write_job: JobWriter, tmp_pa
     texts = [f"row {row}" if row % 3 else None for row in range(60)]
     pq.write_table(pa.table({"id": range(60), "text": texts}), tmp_path / "some.parquet")
     job = write_job(input={"parquet": str(tmp_path / "some.parquet")})
-    run(job)
+    undisturbed(job)
     (part,) = (tmp_path / "out").glob("part-*")
     content = bytearray(part.read_bytes())
     content[100] ^= 1
@@ -174,7 +192,7 @@ def test_a_part_that_was_damaged_is_not_mended_over(write_job: JobWriter, tmp_pa
 
 def test_a_job_that_is_not_finished_has_no_rows_done_again(write_job: JobWriter, tmp_path: Path) -> None:
     job = write_job()
-    run(job)
+    undisturbed(job)
     next((tmp_path / "out").glob("part-00004*")).unlink()
     with pytest.raises(JobError, match=r"part-00004-\w+\.parquet is not committed yet.*finish the job"):
         run(job, retry=True)

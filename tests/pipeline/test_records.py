@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from pipeline import records
 from pipeline.errors import Interrupted, LeaseHeld, PipelineError, StoreError
-from pipeline.index import Counted
+from pipeline.index import Counted, Entry, Stamp
+from pipeline.index_files import read_index
 from pipeline.records import Recorder, Tally
 from pipeline.store import Store
 from pipeline.worker import Counts
-from tests.pipeline.test_store import commit, make_plan, store_at
+from tests.pipeline.test_store import make_plan, store_at
 
 
 @dataclass
@@ -78,19 +80,32 @@ def test_how_a_run_ended_is_written_down(tmp_path: Path, error: BaseException | 
 def test_a_driver_that_lost_the_folder_writes_nothing_more(tmp_path: Path) -> None:
     store, plan = store_at(tmp_path), make_plan()
     with pytest.raises(LeaseHeld), Recorder(store, plan, Tally()) as recorder:
-        recorder.committed(next(plan.parts()), Counted(100, 0, {}))
+        recorder.learnt(next(plan.parts()).name, Stamp(1, 1), Counted(100, 0, {}))
         raise LeaseHeld("taken over")
     assert progress(tmp_path)["state"] == "running"
-    assert not (tmp_path / "_pipeline" / "index").exists()
+    assert not list((tmp_path / "_pipeline").glob("index*"))
 
 
-def test_the_index_is_written_at_the_end(tmp_path: Path) -> None:
+def test_the_index_is_written_whenever_there_is_much_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, plan = store_at(tmp_path), make_plan()
-    part = next(plan.parts())
+    monkeypatch.setattr(records, "INDEX_PARTS", 2)
     with Recorder(store, plan, Tally()) as recorder:
-        commit(store, plan, part, 100)
-        recorder.committed(part, Counted(100, 0, {"tokens": 1.0}))
-    assert [entry.counted for entry in store.indexed(plan).values()] == [Counted(100, 0, {"tokens": 1.0})]
+        for number in range(3):
+            while not recorder.idle:
+                continue
+            recorder.learnt(f"part {number}", Stamp(number, number), Counted(100, 0, {"tokens": 1.0}))
+        recorder.learnt("timeless", None, Counted(100, 0, {}))
+        while len(read_index(store, plan)) < 2:
+            continue
+    assert len(list((tmp_path / "_pipeline").glob("index-*"))) == 2
+    expected = {f"part {number}": Entry(Stamp(number, number), Counted(100, 0, {"tokens": 1.0})) for number in range(3)}
+    assert dict(read_index(store, plan)) == expected
+    with Recorder(store, plan, Tally()) as recorder:
+        recorder.resumed()
+    assert [file.name for file in (tmp_path / "_pipeline").glob("index*")] == ["index"]
+    assert dict(read_index(store, plan)) == expected
 
 
 def test_a_store_that_takes_no_records_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +116,6 @@ def test_a_store_that_takes_no_records_fails_no_run(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Store, "write_record", refuse)
     with Recorder(store, plan, Tally()) as recorder:
         recorder.every = 0.0
-        recorder.committed(next(plan.parts()), Counted(100, 0, {}))
+        recorder.learnt(next(plan.parts()).name, Stamp(1, 1), Counted(100, 0, {}))
         recorder.update(StandIn())  # type: ignore[arg-type]
     assert list((tmp_path / "_pipeline").iterdir()) == [tmp_path / "_pipeline" / "staging"]

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from pipeline.errors import OutputRefused, PipelineError, WorkerBroken, WorkerEr
 from pipeline.plan import Part
 from pipeline.run import Outcome, run_job
 from pipeline.worker import PartReport, Worker
-from tests.pipeline.conftest import JobWriter
+from tests.chaos.cases import undisturbed
+from tests.pipeline.conftest import JobWriter, job_writer
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -48,16 +52,41 @@ def spent(lives: Path) -> bool:
     return False
 
 
+def wait_for(file: Path) -> None:
+    while not file.exists():
+        threading.Event().wait(0.02)
+
+
 def same(one: pa.Table, other: pa.Table) -> bool:
     return bool(one.equals(other))
 
 
-def test_every_row_is_in_the_output_once_in_order_with_its_columns(
-    write_job: JobWriter, tmp_path: Path, rows: pa.Table
-) -> None:
-    outcome = run(write_job())
-    table = read(tmp_path / "out")
-    assert outcome.exit_code == 0
+@dataclass(frozen=True)
+class Finished:
+    """A run that nobody disturbed. Its folder is for all tests: they may do the job again in a copy of it."""
+
+    job: Path
+    out: Path
+    outcome: Outcome
+    table: pa.Table
+
+    def copied(self, folder: Path) -> str:
+        """The option that puts the job's output into a copy of what is there."""
+        shutil.copytree(self.out, folder)
+        return f"output.path={folder}"
+
+
+@pytest.fixture(scope="module")
+def finished(ray_local: None, checkpoint: Path, rows: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    job = job_writer(folder, checkpoint, rows)()
+    outcome = run(job)
+    return Finished(job, folder / "out", outcome, read(folder / "out"))
+
+
+def test_every_row_is_in_the_output_once_in_order_with_its_columns(finished: Finished, rows: pa.Table) -> None:
+    table = finished.table
+    assert finished.outcome.exit_code == 0
     assert table.select(rows.column_names).equals(rows)
     assert table.column_names[3:] == [
         "loglikelihood",
@@ -72,14 +101,13 @@ def test_every_row_is_in_the_output_once_in_order_with_its_columns(
     assert {(row["loglikelihood"], row["num_tokens"], row["perplexity"]) for row in empty} == {(0.0, 0, None)}
 
 
-def test_the_folder_is_one_table_for_everyone_and_the_records_are_hidden(write_job: JobWriter, tmp_path: Path) -> None:
+def test_the_folder_is_one_table_for_everyone_and_the_records_are_hidden(finished: Finished, tmp_path: Path) -> None:
     import datasets
     import duckdb
     import pandas as pd
     import pyarrow.dataset as ds
 
-    run(write_job())
-    out = tmp_path / "out"
+    out = finished.out
     assert ds.dataset(out, format="parquet").count_rows() == 900
     assert len(pd.read_parquet(out)) == 900
     assert duckdb.sql(f"select count(*), count(distinct id) from '{out}/*.parquet'").fetchall() == [(900, 900)]
@@ -87,37 +115,35 @@ def test_the_folder_is_one_table_for_everyone_and_the_records_are_hidden(write_j
     assert loaded["id"][:] == list(range(900))
 
 
-def test_a_second_run_does_no_model_work(write_job: JobWriter, tmp_path: Path) -> None:
-    job = write_job()
-    first = run(job)
-    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir() if file.is_file()}
+def test_a_second_run_does_no_model_work(finished: Finished) -> None:
+    before = {file.name: file.stat().st_mtime_ns for file in finished.out.iterdir() if file.is_file()}
 
     class Forbidden(Worker):
         def start(self) -> str:
             raise AssertionError("a model was loaded")
 
-    second = run(job, worker_class=Forbidden)
-    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir() if file.is_file()} == before
+    second = run(finished.job, worker_class=Forbidden)
+    assert {file.name: file.stat().st_mtime_ns for file in finished.out.iterdir() if file.is_file()} == before
     timing = {"seconds of work", "tokens a second", "device", "rows done by this command"}
     assert {key: value for key, value in second.summary.items() if key not in timing} == {
-        key: value for key, value in first.summary.items() if key not in timing
+        key: value for key, value in finished.outcome.summary.items() if key not in timing
     }
 
 
-def test_only_missing_parts_are_done_again(write_job: JobWriter, tmp_path: Path) -> None:
-    job = write_job()
-    run(job)
-    whole = read(tmp_path / "out")
+def test_only_missing_parts_are_done_again(finished: Finished, tmp_path: Path) -> None:
+    there = finished.copied(tmp_path / "out")
     parts = sorted((tmp_path / "out").glob("part-*"))
     kept = parts[0].stat().st_mtime_ns
     for part in parts[3:6]:
         part.unlink()
-    assert run(job).summary["rows done by this command"] == 300
+    assert run(finished.job, there).summary["rows done by this command"] == 300
     assert parts[0].stat().st_mtime_ns == kept
-    assert same(read(tmp_path / "out"), whole)
+    assert same(read(tmp_path / "out"), finished.table)
 
 
-def test_killed_workers_lose_nothing_and_change_nothing(write_job: JobWriter, tmp_path: Path) -> None:
+def test_killed_workers_lose_nothing_and_change_nothing(
+    write_job: JobWriter, tmp_path: Path, finished: Finished
+) -> None:
     lives = tmp_path / "lives"
 
     class Dying(Worker):
@@ -132,15 +158,14 @@ def test_killed_workers_lose_nothing_and_change_nothing(write_job: JobWriter, tm
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield group
 
-    run(write_job(output={"path": str(tmp_path / "calm")}))
     give(lives, 2)
     outcome = run(write_job(), worker_class=Dying)
     assert not list(lives.iterdir())
     assert outcome.exit_code == 0
-    assert same(read(tmp_path / "out"), read(tmp_path / "calm"))
+    assert same(read(tmp_path / "out"), finished.table)
 
 
-def test_a_worker_whose_engine_broke_is_replaced(write_job: JobWriter, tmp_path: Path) -> None:
+def test_a_worker_whose_engine_broke_is_replaced(write_job: JobWriter, tmp_path: Path, finished: Finished) -> None:
     lives = tmp_path / "lives"
 
     class Breaking(Worker):
@@ -151,12 +176,11 @@ def test_a_worker_whose_engine_broke_is_replaced(write_job: JobWriter, tmp_path:
                 raise WorkerBroken("RuntimeError: CUDA error")
             return super()._compute(stage, group)
 
-    run(write_job(output={"path": str(tmp_path / "calm")}))
     give(lives, 2)
     outcome = run(write_job(cluster={"workers": {"max": 1}}), worker_class=Breaking)
     assert not list(lives.iterdir())
     assert outcome.exit_code == 0
-    assert same(read(tmp_path / "out"), read(tmp_path / "calm"))
+    assert same(read(tmp_path / "out"), finished.table)
 
 
 def test_a_part_that_always_takes_its_worker_down_is_given_up_and_the_others_finish(
@@ -168,11 +192,11 @@ def test_a_part_that_always_takes_its_worker_down_is_given_up_and_the_others_fin
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().run(part)
 
-    job = write_job(cluster={"attempts": 2})
+    job = write_job(cluster={"attempts": 1})
     with pytest.raises(PipelineError, match=r"1 part failed; all others are committed, and the same") as failure:
         run(job, worker_class=Poisoned)
     assert failure.value.exit_code == 1
-    assert "took its worker down 2 times, and yet each of its rows passes alone" in str(failure.value)
+    assert "took its worker down 1 times, and yet each of its rows passes alone" in str(failure.value)
     assert read(tmp_path / "out").num_rows == 800
     run(job)
     assert read(tmp_path / "out").column("id").to_pylist() == list(range(900))
@@ -185,6 +209,34 @@ def test_a_worker_that_can_not_start_ends_the_run_with_its_reason(write_job: Job
 
     with pytest.raises(WorkerError, match="a worker could not start: no such device on this node"):
         run(write_job(), worker_class=Unable)
+
+
+def test_a_late_worker_that_can_not_start_does_not_end_the_run_while_another_works(
+    write_job: JobWriter, tmp_path: Path
+) -> None:
+    give(tmp_path / "good", 1)
+    failed = tmp_path / "failed"
+
+    class Unable(Worker):
+        """Starts on one node alone, where it works once the other has failed."""
+
+        def start(self) -> str:
+            if not spent(tmp_path / "good"):
+                wait_for(tmp_path / "begun")
+                failed.touch()
+                raise WorkerError("no such device on this node")
+            return super().start()
+
+        def run(self, part: Part) -> PartReport:
+            (tmp_path / "begun").touch()
+            wait_for(failed)
+            return super().run(part)
+
+    job = write_job(cluster={"attempts": 1, "workers": {"max": 2}})
+    assert run(job, worker_class=Unable).rows == 900
+    assert failed.exists()
+    told = json.loads((tmp_path / "out" / "_pipeline" / "progress.json").read_text())["events"]
+    assert "it could not start: no such device on this node" in str(told)
 
 
 def test_a_worker_that_no_machine_can_hold_is_refused_and_not_waited_for(write_job: JobWriter) -> None:
@@ -215,10 +267,8 @@ def test_input_that_changes_under_the_run_fails_its_split_by_name(write_job: Job
     assert read(tmp_path / "out").num_rows == 500
 
 
-def test_a_changed_option_is_refused_with_the_difference_unless_it_changes_no_result(write_job: JobWriter) -> None:
-    job = write_job()
-    run(job)
-    folder = load_job(job).input.parquet
+def test_a_changed_option_is_refused_with_the_difference_unless_it_changes_no_result(finished: Finished) -> None:
+    folder = load_job(finished.job).input.parquet
     for override, difference in [
         (f"input.parquet=[{folder}/b.parquet,{folder}/a.parquet]", r"input\.splits\[0\]\.name was .*a\.parquet"),
         ("score.stride=7", "score.stride was None and is 7"),
@@ -227,8 +277,9 @@ def test_a_changed_option_is_refused_with_the_difference_unless_it_changes_no_re
         ("output.prefix=x_", "output.prefix was '' and is 'x_'"),
     ]:
         with pytest.raises(OutputRefused, match=difference):
-            run(job, override)
-    assert run(job, "cluster.workers.max=1", "cluster.attempts=9").summary["rows done by this command"] == 0
+            run(finished.job, override)
+    again = run(finished.job, "cluster.workers.max=1", "cluster.attempts=9")
+    assert again.summary["rows done by this command"] == 0
 
 
 def test_a_changed_model_file_is_refused(write_job: JobWriter, checkpoint: Path, tmp_path: Path) -> None:
@@ -239,7 +290,7 @@ def test_a_changed_model_file_is_refused(write_job: JobWriter, checkpoint: Path,
     for file in checkpoint.iterdir():
         (model / file.name).write_bytes(file.read_bytes())
     job = write_job(model={"path": str(model)})
-    run(job)
+    undisturbed(job)
     weights = load_file(model / "model.safetensors")
     weights["transformer.ln_f.bias"] = weights["transformer.ln_f.bias"] + 1
     save_file(weights, model / "model.safetensors")
@@ -249,7 +300,7 @@ def test_a_changed_model_file_is_refused(write_job: JobWriter, checkpoint: Path,
 
 def test_a_changed_input_is_refused(write_job: JobWriter, tmp_path: Path) -> None:
     job = write_job()
-    run(job)
+    undisturbed(job)
     pq.write_table(pq.read_table(tmp_path / "in" / "b.parquet").slice(1), tmp_path / "in" / "b.parquet")
     with pytest.raises(OutputRefused, match=r"input\.splits\[1\]\.rows was 400 and is 399"):
         run(job)
@@ -281,9 +332,8 @@ def test_an_input_without_rows_gives_an_empty_table(write_job: JobWriter, tmp_pa
     assert read(tmp_path / "out").num_rows == 0
 
 
-def test_the_footer_tells_the_parts_story(write_job: JobWriter, tmp_path: Path) -> None:
-    run(write_job())
-    part = sorted((tmp_path / "out").glob("part-*"))[5]
+def test_the_footer_tells_the_parts_story(finished: Finished) -> None:
+    part = sorted(finished.out.glob("part-*"))[5]
     footer = json.loads(pq.read_metadata(part).metadata[b"pipeline"])
     assert footer["part"] == part.name
     assert footer["source"].endswith("b.parquet")
@@ -292,7 +342,7 @@ def test_the_footer_tells_the_parts_story(write_job: JobWriter, tmp_path: Path) 
 
 @pytest.mark.parametrize("keep", [[], ["tag"], ["text", "id"]])
 def test_only_the_kept_columns_are_written(write_job: JobWriter, tmp_path: Path, keep: list[str]) -> None:
-    run(write_job(output={"columns": keep}))
+    undisturbed(write_job(output={"columns": keep}))
     assert read(tmp_path / "out").column_names[: len(keep) + 1] == [*keep, "loglikelihood"]
 
 

@@ -4,7 +4,8 @@ import datetime
 import decimal
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ Carry = Callable[..., pa.Table]
 def carry(write_job: JobWriter, tmp_path: Path) -> Carry:
     """Runs a job over `parquet` in a worker without Ray, and reads what it wrote."""
 
-    def carried(parquet: Path | list[str], *overrides: str) -> pa.Table:
+    def carried(parquet: Path | list[str], *overrides: str, set_aside: Mapping[int, str] | None = None) -> pa.Table:
         out = tmp_path / "carried"
         shutil.rmtree(out, ignore_errors=True)
         names = [str(parquet)] if isinstance(parquet, Path) else parquet
@@ -42,7 +43,7 @@ def carry(write_job: JobWriter, tmp_path: Path) -> Carry:
         worker = Worker(prepared.spec)
         worker.start()
         for part in prepared.plan.parts():
-            worker.run(part)
+            worker.run(replace(part, set_aside=set_aside or {}))
         return pa.concat_tables([pq.read_table(file) for file in sorted(out.glob("part-*"))])
 
     return carried
@@ -148,6 +149,19 @@ def test_bytes_that_are_no_text_are_that_rows_error_and_are_kept(
     wrong = [None, None, None, None, *(f"text is not valid UTF-8 at byte {at}" for at in (0, 0)), None]
     assert found.column("error").to_pylist() == [*wrong, "text is not valid UTF-8 at byte 3", "text is null"]
     assert found.column("loglikelihood").is_valid().to_pylist() == [each == "None" for each in map(str, found["error"])]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_rows_of_any_type_of_text_are_set_aside_and_kept(carry: Carry, tmp_path: Path, kind: pa.DataType) -> None:
+    texts: list[bytes | None] = [b"one", b"more than twelve bytes of it", b"three", None, b"five", b"six of many bytes"]
+    pq.write_table(pa.table({"text": as_text(texts, kind)}), tmp_path / "wild.parquet", row_group_size=4)
+    deadly = dict.fromkeys((1, 3, 5), "this row takes its worker down")
+    whole, found = carry(tmp_path / "wild.parquet"), carry(tmp_path / "wild.parquet", set_aside=deadly)
+    assert kept(found, pq.read_table(tmp_path / "wild.parquet"))
+    assert found.column("error").to_pylist() == [deadly.get(row) for row in range(6)]
+    assert found.column("loglikelihood").is_null().to_pylist() == [row in deadly for row in range(6)]
+    others = [row for row in range(6) if row not in deadly]
+    assert [found.column("num_tokens")[row] for row in others] == [whole.column("num_tokens")[row] for row in others]
 
 
 CELLS = st.one_of(
