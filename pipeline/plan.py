@@ -5,6 +5,7 @@ The plan depends on the input and the options alone: never on timing, on the clu
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,8 @@ class Plan:
     """Columns to read: the kept ones, then those that only the task needs."""
     schema: pa.Schema
     """Schema of every output file."""
+    input_schema: pa.Schema | None = field(default=None, repr=False)
+    """Of an incremental run what all files are alike in, those of other rounds too."""
     fingerprint: str = field(init=False)
     """SHA-256 over the identity, in hexadecimal."""
 
@@ -62,9 +65,14 @@ class Plan:
         object.__setattr__(self, "fingerprint", digest)
 
     @property
+    def grows(self) -> bool:
+        """Whether splits may be added behind those that there are; the fingerprint then tells of none."""
+        return self.input_schema is not None
+
+    @property
     def rows(self) -> int | None:
         """Rows in all; None where only reading can tell."""
-        counts = [rows for split in self.splits if (rows := split.rows) is not None]
+        counts = [0 if split.retired else split.rows for split in self.splits if split.rows is not None]
         if len(counts) < len(self.splits):
             return None
         return sum(counts) if self.limit is None else min(sum(counts), self.limit)
@@ -76,6 +84,13 @@ class Plan:
 
     def parts(self) -> Iterator[Part]:
         """The parts, in input order; of a streamed split its first, to which `following` adds."""
+        return (part for part in self._cut() if not part.split.retired)
+
+    def retired(self) -> Iterator[Part]:
+        """The parts of retired splits: whatever is left of them is to go."""
+        return (part for part in self._cut() if part.split.retired)
+
+    def _cut(self) -> Iterator[Part]:
         prefix, index, left = self.fingerprint[:10], 0, self.limit
         for split in self.splits:
             if split.rows is None:
@@ -87,7 +102,7 @@ class Plan:
                 yield Part(f"part-{index:05d}-{prefix}.parquet", split, piece, start, stop)
                 index += 1
             left = None if left is None else left - rows
-        if index == 0 and self.rows == 0:
+        if index == 0 and self.rows == 0 and not self.grows:
             yield Part(f"part-00000-{prefix}.parquet", self.splits[0], 0, 0, 0)
 
     def following(self, part: Part, rows: int) -> Part | None:
@@ -111,6 +126,7 @@ class Plan:
             "rows_per_part": self.rows_per_part,
             "splits": [asdict(split) for split in self.splits],
             "schema": self.schema.to_string(show_schema_metadata=False).splitlines(),
+            **({} if self.input_schema is None else {"input_schema": _text(self.input_schema)}),
         }
 
 
@@ -119,11 +135,11 @@ def make_plan(job: Job, source: Source, task: Task, model: dict[str, Any]) -> Pl
 
     Raises JobError for input that can't be read, and for columns that are missing, of a wrong type, or taken.
     """
-    schema, splits = source.schema(), source.splits()
+    schema, splits, grows = source.schema(), source.splits(), job.output.mode == "incremental"
     kept = _kept_columns(job, schema)
     needed = _needed_columns(job, schema, task)
     output = _output_schema(job, schema, kept, task.fields)
-    identity = {
+    identity: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
         "task": job.task,
@@ -132,11 +148,14 @@ def make_plan(job: Job, source: Source, task: Task, model: dict[str, Any]) -> Pl
         "input": {
             "columns": dict(zip(task.inputs, needed, strict=True)),
             "limit": job.input.limit,
-            # A list: the order of the splits decides which rows a part holds.
-            "splits": [{"name": split.name, "rows": split.rows, **split.identity} for split in splits],
         },
         "output": {"columns": kept, "rows_per_part": job.rows_per_part, "prefix": job.output.prefix},
     }
+    if grows:
+        identity["output"]["mode"] = job.output.mode
+    else:
+        # A list: the order of the splits decides which rows a part holds.
+        identity["input"]["splits"] = [{"name": each.name, "rows": each.rows, **each.identity} for each in splits]
     return Plan(
         identity=identity,
         splits=tuple(splits),
@@ -144,7 +163,13 @@ def make_plan(job: Job, source: Source, task: Task, model: dict[str, Any]) -> Pl
         limit=job.input.limit,
         input_columns=tuple(dict.fromkeys([*kept, *needed])),
         schema=output,
+        input_schema=schema if grows else None,
     )
+
+
+def _text(schema: pa.Schema) -> str:
+    """As text whatever types it has, and to be read again."""
+    return base64.b64encode(schema.serialize()).decode()
 
 
 def _kept_columns(job: Job, schema: pa.Schema) -> list[str]:

@@ -12,7 +12,7 @@ import re
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
 from gpt2model.errors import GPT2Error, WeightsMismatch
 from pipeline.cores import available_cpus
 from pipeline.errors import JobError, OutputRefused
+from pipeline.growth import Growth, look
 from pipeline.job import Job
 from pipeline.locations import Location, locate
 from pipeline.plan import Plan, make_plan
@@ -59,10 +60,16 @@ class Prepared:
     tokenizer: gpt2model.GPT2Tokenizer
     checkpoint: CheckpointInfo
     num_gpus: float
+    growth: Growth | None = None
+    """Of an incremental run, what has come since the last round."""
 
     @property
     def store(self) -> Store:
         return self.spec.store
+
+    def as_recorded(self) -> Prepared:
+        """Without what has come since the last round; all of it where the input does not grow."""
+        return self if self.growth is None else replace(self, plan=self.growth.before(self.plan))
 
 
 def prepare(job: Job, to_run: bool = True) -> Prepared:
@@ -77,9 +84,10 @@ def prepare(job: Job, to_run: bool = True) -> Prepared:
     architecture, checkpoint, tokenizer = _checkpoint(job, dtype)
     eos = _eos_token_id(job, Path(checkpoint.folder))
     task = make_task(job, tokenizer, checkpoint.config, eos)
-    source = open_source(job.input)
-    plan = make_plan(job, source, task, _model_identity(architecture, checkpoint, dtype))
     store = Store(locate(job.output.path, "output.path"))
+    growth = look(job, store, refuse=to_run) if job.output.mode == "incremental" else None
+    source = growth.source if growth else open_source(job.input)
+    plan = make_plan(job, source, task, _model_identity(architecture, checkpoint, dtype))
     _refuse_output_in_input(job, store.folder)
     _refuse_linked_records(store)
     if to_run:
@@ -101,7 +109,7 @@ def prepare(job: Job, to_run: bool = True) -> Prepared:
         threads=_threads(job, device),
         eos_token_id=eos,
     )
-    return Prepared(job, plan, spec, task, tokenizer, checkpoint, num_gpus)
+    return Prepared(job, plan, spec, task, tokenizer, checkpoint, num_gpus, growth)
 
 
 def _check_address(job: Job) -> None:

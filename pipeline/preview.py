@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from pipeline.figures import format_figure
+from pipeline.growth import NAMED
 from pipeline.memory import cache_size
 from pipeline.preflight import Prepared
 from pipeline.run import resolved_job
@@ -22,7 +23,8 @@ def describe(prepared: Prepared) -> str:
     parts = sum(1 for _ in plan.parts())
     streamed = any(split.rows is None for split in plan.splits)
     opened = spec.store.opened(plan)
-    committed = sum(1 for _ in spec.store.committed(plan)) if opened else 0
+    standing = [counted.rows for _, counted in spec.store.committed(plan)] if opened else []
+    committed = len(standing)
     checkpoint = prepared.checkpoint
     parameters = format_figure(checkpoint.num_parameters)
     held = spec.dtype if checkpoint.quantization is None else f"{checkpoint.quantization.method} and {spec.dtype}"
@@ -31,6 +33,7 @@ def describe(prepared: Prepared) -> str:
         f"input             {len(plan.splits):,} splits, {_count(plan.rows)} rows",
         f"parts             {f'{parts:,}' if not streamed else f'at least {parts:,}'}, "
         f"up to {plan.rows_per_part:,} rows each; {committed:,} committed",
+        *_round(prepared, parts - committed, sum(standing)),
         f"tokens            {_tokens(prepared)}",
         f"model             {spec.architecture}, {parameters} parameters, {held} on {spec.device}",
         f"memory            {_megabytes(checkpoint.bytes_in_memory)} of weights a worker; "
@@ -45,6 +48,20 @@ def describe(prepared: Prepared) -> str:
         *(f"  {line}" for line in yaml.safe_dump(resolved_job(prepared.job), sort_keys=False).splitlines()),
     ]
     return "\n".join(lines)
+
+
+def _round(prepared: Prepared, parts: int, done: int) -> list[str]:
+    """Of an incremental run, what the next round does."""
+    growth = prepared.growth
+    if growth is None:
+        return []
+    new = growth.since(prepared.plan).splits
+    return [
+        f"round             {growth.told(prepared.plan, done)}; {parts:,} parts to do",
+        *(f"                  new: {split.name}, {split.rows:,} rows" for split in new[:NAMED]),
+        *([f"                  and {len(new) - NAMED:,} more"] if len(new) > NAMED else []),
+        *(f"                  {note}" for note in growth.notes()),
+    ]
 
 
 def _cache(prepared: Prepared) -> list[str]:
@@ -70,7 +87,11 @@ def _count(rows: int | None) -> str:
 def _tokens(prepared: Prepared) -> str:
     """Tokens a row in the first rows, times the rows."""
     plan, spec = prepared.plan, prepared.spec
-    part = next(iter(plan.parts()))
+    if prepared.growth is not None:
+        plan = prepared.growth.since(plan)
+    part = next(iter(plan.parts()), None)
+    if part is None:
+        return "0"
     names: dict[str, str] = plan.identity["input"]["columns"]
     stop = min(part.stop, SAMPLED_ROWS)
     batches = list(islice(spec.source.read(part.split, 0, stop, list(dict.fromkeys(names.values()))), SAMPLED_ROWS))

@@ -14,9 +14,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -57,12 +58,15 @@ class Store:
         """
         held = self.read_record("plan.json")
         if held is not None:
+            refuse_other_mode(self.folder.uri, held.get("identity", {}), _mode(plan.identity))
             differences = list(_differences(held.get("identity", {}), plan.identity))
             if differences:
                 raise OutputRefused(_refusal(self.folder.uri, differences))
             return True
         ours = f"-{plan.fingerprint[:10]}.parquet"
-        strangers = [name for name in self.listing() if not name.startswith(RECORDS) and not name.endswith(ours)]
+        foreign = (name for name in self.listing() if not name.startswith(RECORDS))
+        # Of an incremental run plan.json alone tells what the parts were made of.
+        strangers = [name for name in foreign if plan.grows or not name.endswith(ours)]
         if strangers:
             raise OutputRefused(
                 f"output.path {self.folder.uri} holds {strangers[0]!r} and no run of ours: "
@@ -99,6 +103,14 @@ class Store:
         with _store_errors(self.folder.uri):
             for left in Path(self.records.child(STAGING).path).iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+    def remove(self, parts: Iterable[Part]) -> None:
+        """Take away what there is of `parts`, which no plan wants any more; only for the holder of the lease."""
+        unwanted = {part.name for part in parts}
+        left = unwanted & self.listing().keys() if unwanted else ()
+        for target in map(self.folder.child, left):
+            with _store_errors(target.uri), contextlib.suppress(FileNotFoundError):
+                self.backoff.call(partial(target.filesystem.delete_file, target.path))
 
     def committed(self, plan: Plan) -> Iterator[tuple[Part, Counted]]:
         """The parts of `plan` that stand in the folder, in input order, and what is counted of them.
@@ -336,6 +348,7 @@ def _replace(target: Location, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(target.path)
+        _sync(place.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -362,6 +375,19 @@ def _unreadable(place: str, error: OSError) -> StoreError | OutputRefused:
     return kind(f"output.path: {place} can't be read: {explain(error)}")
 
 
+def _mode(identity: Mapping[str, Any]) -> str:
+    return str(identity.get("output", {}).get("mode", "once"))
+
+
+def refuse_other_mode(folder: str, held: Mapping[str, Any], mode: str) -> None:
+    """Raise OutputRefused where the run with the identity `held` is not of that output.mode."""
+    if _mode(held) != mode:
+        raise OutputRefused(
+            f"output.path {folder} was begun with output.mode={_mode(held)} and can't be gone on with as {mode}: "
+            f"give output.mode={_mode(held)}, or a new output.path"
+        )
+
+
 def _differences(held: Any, wanted: Any, key: str = "") -> Iterator[str]:
     """What differs between two identities, key by key."""
     if isinstance(held, dict) and isinstance(wanted, dict):
@@ -376,7 +402,9 @@ def _differences(held: Any, wanted: Any, key: str = "") -> Iterator[str]:
 
 def _refusal(folder: str, differences: list[str]) -> str:
     more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
+    grown = any(each.startswith("input.splits") for each in differences)
+    follows = " (with output.mode=incremental it would follow an input that grows)" if grown else ""
     return (
         f"output.path {folder} holds another run: {'; '.join(differences[:5])}{more}. "
-        "Run with the options it was begun with, or give a new output.path"
+        f"Run with the options it was begun with, or give a new output.path{follows}"
     )

@@ -79,11 +79,12 @@ class _Unsound(Exception):
 
 def verify(prepared: Prepared) -> Verdict:
     """Check the whole output folder of the job. Raises OutputRefused where it holds another run, or none."""
-    plan, store = prepared.plan, prepared.store
+    plan, store = prepared.as_recorded().plan, prepared.store
     if not store.opened(plan):
         raise OutputRefused(f"output.path {store.folder.uri} holds no run yet: `pipeline run` with this job begins it")
     verdict = Verdict(plan.rows, plan.num_parts)
     _check_driver(store, verdict)
+    _note_growth(prepared, verdict)
     listing = store.listing()
     check = _PartCheck(store, plan, len(prepared.task.fields))
     standing = _check_parts(check, listing, verdict)
@@ -110,6 +111,17 @@ def _check_driver(store: Store, verdict: Verdict) -> None:
     if left_over:
         what = f"{len(left_over)} file{'s' * (len(left_over) > 1)} that killed attempts left"
         verdict.notes.append(Finding(staging.uri, what, "they harm nobody, and the next run clears them"))
+
+
+def _note_growth(prepared: Prepared, verdict: Verdict) -> None:
+    """What of a growing input is not what it was when the last round ended."""
+    if prepared.growth is None:
+        return
+    place, new = str(prepared.job.input.parquet), prepared.growth.since(prepared.plan)
+    if new.splits:
+        what = f"{len(new.splits):,} new or changed files with {new.rows:,} rows are not in the output yet"
+        verdict.notes.append(Finding(place, what, "`pipeline run` with the same job does them"))
+    verdict.notes += [Finding(place, note, "input.changed and input.vanished say what a run does then") for note in prepared.growth.notes()]
 
 
 def _check_parts(check: _PartCheck, listing: dict[str, fs.FileInfo], verdict: Verdict) -> set[str]:
