@@ -121,7 +121,10 @@ def _note_growth(prepared: Prepared, verdict: Verdict) -> None:
     if new.splits:
         what = f"{len(new.splits):,} new or changed files with {new.rows:,} rows are not in the output yet"
         verdict.notes.append(Finding(place, what, "`pipeline run` with the same job does them"))
-    verdict.notes += [Finding(place, note, "input.changed and input.vanished say what a run does then") for note in prepared.growth.notes()]
+    verdict.notes += [
+        Finding(place, note, "input.changed and input.vanished say what a run does then")
+        for note in prepared.growth.notes()
+    ]
 
 
 def _check_parts(check: _PartCheck, listing: dict[str, fs.FileInfo], verdict: Verdict) -> set[str]:
@@ -262,6 +265,9 @@ def _stranger(store: Store, plan: Plan, info: fs.FileInfo) -> Finding:
         return Finding(place.uri, "a foreign file", AWAY)
     if footer.fingerprint != plan.fingerprint:
         return Finding(place.uri, f"a part of another run ({footer.fingerprint[:10]})", AWAY)
+    retired = next((part for part in plan.retired() if part.name == info.base_name), None)
+    if retired is not None:
+        return Finding(place.uri, f"holds the earlier state of {retired.split.name}", "the next run takes it away")
     if footer.part != info.base_name:
         return Finding(place.uri, f"a copy of {footer.part}, whose rows are there twice", AWAY)
     return Finding(place.uri, "a part of this run, but its shard ends before it, or a part before it is missing", AWAY)
