@@ -23,6 +23,7 @@ from pipeline.figures import format_figure
 from pipeline.footer import Footer, footer_of
 from pipeline.plan import Part, Plan
 from pipeline.preflight import Prepared
+from pipeline.redaction import redact
 from pipeline.store import CHUNK, RECORDS, Store, standing_parts
 
 READERS = 8
@@ -117,7 +118,7 @@ def _note_growth(prepared: Prepared, verdict: Verdict) -> None:
     """What of a growing input is not what it was when the last round ended."""
     if prepared.growth is None:
         return
-    place, new = str(prepared.job.input.parquet), prepared.growth.since(prepared.plan)
+    place, new = redact(str(prepared.job.input.parquet)), prepared.growth.since(prepared.plan)
     if new.splits:
         what = f"{len(new.splits):,} new or changed files with {new.rows:,} rows are not in the output yet"
         verdict.notes.append(Finding(place, what, "`pipeline run` with the same job does them"))

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -334,6 +335,33 @@ def test_a_folder_that_is_empty_for_now_may_be_among_several(rounds: Rounds) -> 
     put(later / "a.parquet", range(3, 6))
     assert rounds.run(both).rows == 6
     assert rounds.ids() == list(range(6))
+
+
+def test_rounds_over_object_stores_are_no_different(rounds: Rounds) -> None:
+    store = fsspec.filesystem("memory")
+    places = ["input.parquet=[memory://growing/in]", "output.path=memory://growing/out"]
+
+    def put_there(name: str, ids: range) -> None:
+        store.put(str(rounds.put(name, ids)), f"/growing/in/{name}")
+
+    def ids() -> list[int]:
+        parts = sorted(store.glob("/growing/out/part-*"))
+        return [row for part in parts for row in pq.read_table(store.open(part)).column("id").to_pylist()]
+
+    store.mkdirs("/growing/in")
+    put_there("b.parquet", range(15))
+    assert rounds.run(*places).rows == 15
+    put_there("a.parquet", range(15, 20))
+    assert rounds.run(*places).rows == 20
+    assert ids() == list(range(20))
+    put_there("b.parquet", range(100, 103))
+    with pytest.raises(JobError, match=r"1 file changed since earlier rounds: memory://.*/in/b\.parquet"):
+        rounds.run(*places)
+    assert rounds.run(*places, "input.changed=redo").rows == 8
+    assert ids() == [*range(15, 20), *range(100, 103)]
+    store.rm("/growing/in/a.parquet")
+    assert rounds.run(*places, "input.vanished=keep").summary["rows done by this command"] == 0
+    assert rounds.verify(*places).sound
 
 
 def test_a_run_that_is_done_once_is_planned_and_resumed_as_ever(rounds: Rounds) -> None:
