@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import JobError, OutputRefused
+from pipeline.identity import refuse_other_mode
 from pipeline.job import InputOptions, Job
 from pipeline.plan import Part, Plan
 from pipeline.sources import Split
 from pipeline.sources.growing import GrowingSource
 from pipeline.sources.parquet import ParquetSource
-from pipeline.store import Store, refuse_other_mode
+from pipeline.store import Store
 
 NAMED = 5
 """Files that are named where there may be many."""

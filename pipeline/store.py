@@ -31,6 +31,7 @@ from pipeline import index
 from pipeline.digest import BLANK, seal
 from pipeline.errors import OutputRefused, StoreError
 from pipeline.footer import FOOTER_KEY, Footer, footer_of
+from pipeline.identity import refuse_other_run
 from pipeline.index import Counted, Entry
 from pipeline.locations import Location
 from pipeline.plan import Part, Plan
@@ -58,10 +59,7 @@ class Store:
         """
         held = self.read_record("plan.json")
         if held is not None:
-            refuse_other_mode(self.folder.uri, held.get("identity", {}), _mode(plan.identity))
-            differences = list(_differences(held.get("identity", {}), plan.identity))
-            if differences:
-                raise OutputRefused(_refusal(self.folder.uri, differences))
+            refuse_other_run(self.folder.uri, held.get("identity", {}), plan.identity)
             return True
         ours = f"-{plan.fingerprint[:10]}.parquet"
         foreign = (name for name in self.listing() if not name.startswith(RECORDS))
@@ -373,38 +371,3 @@ def _unreadable(place: str, error: OSError) -> StoreError | OutputRefused:
     """Of a store that fails the run fails; a place that is not for us to read is the job's fault."""
     kind = StoreError if is_transient(error) else OutputRefused
     return kind(f"output.path: {place} can't be read: {explain(error)}")
-
-
-def _mode(identity: Mapping[str, Any]) -> str:
-    return str(identity.get("output", {}).get("mode", "once"))
-
-
-def refuse_other_mode(folder: str, held: Mapping[str, Any], mode: str) -> None:
-    """Raise OutputRefused where the run with the identity `held` is not of that output.mode."""
-    if _mode(held) != mode:
-        raise OutputRefused(
-            f"output.path {folder} was begun with output.mode={_mode(held)} and can't be gone on with as {mode}: "
-            f"give output.mode={_mode(held)}, or a new output.path"
-        )
-
-
-def _differences(held: Any, wanted: Any, key: str = "") -> Iterator[str]:
-    """What differs between two identities, key by key."""
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        for name in dict.fromkeys([*held, *wanted]):
-            yield from _differences(held.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))
-    elif isinstance(held, list) and isinstance(wanted, list) and len(held) == len(wanted):
-        for place, (one, other) in enumerate(zip(held, wanted, strict=True)):
-            yield from _differences(one, other, f"{key}[{place}]")
-    elif held != wanted:
-        yield f"{key} was {held!r} and is {wanted!r}"
-
-
-def _refusal(folder: str, differences: list[str]) -> str:
-    more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
-    grown = any(each.startswith("input.splits") for each in differences)
-    follows = " (with output.mode=incremental it would follow an input that grows)" if grown else ""
-    return (
-        f"output.path {folder} holds another run: {'; '.join(differences[:5])}{more}. "
-        f"Run with the options it was begun with, or give a new output.path{follows}"
-    )

@@ -24,28 +24,28 @@ KILLS = int(os.environ.get("PIPELINE_KILLS", "1"))
 ROUNDS = 10
 LARGE = 4
 """The round that brings a large file."""
+KILLED_ROWS = 60
+"""What a round in which there are kills brings at the least, so that there is something to be killed at."""
 
 
-def grow(rounds: Rounds, moments: random.Random, number: int, expected: dict[str, list[int]]) -> None:
-    """A few files more: without rows, tiny, and once a large one, under names that sort anyhow."""
-    sizes = [moments.choice([0, 1, 3, 17, 40]) for _ in range(moments.randrange(4))]
-    for size in [*sizes, *([500] if number == LARGE else [])]:
+def grow(rounds: Rounds, moments: random.Random, expected: dict[str, list[int]], sizes: list[int]) -> None:
+    """A few files more: without rows, tiny, and of the given sizes, under names that sort anyhow."""
+    for size in [*(moments.choice([0, 1, 3, 17, 40]) for _ in range(moments.randrange(4))), *sizes]:
         first = sum(map(len, expected.values()))
-        file = rounds.put(f"{moments.randrange(10**6):06d}.parquet", range(first, first + size))
+        file = rounds.put(f"{moments.randrange(1000):03d}-{len(expected)}.parquet", range(first, first + size))
         expected[str(file)] = list(range(first, first + size))
 
 
-def kill(rounds: Rounds, moments: random.Random) -> None:
-    """SIGKILL the command a moment after it has begun to write, or has committed a few parts more (or has ended)."""
+def kill(rounds: Rounds, moments: random.Random, files: int) -> None:
+    """SIGKILL the command a moment after it has recorded all `files` and committed a few parts more (or has ended)."""
     parts, record = len(rounds.parts) + moments.randrange(4), rounds.out / "_pipeline" / "plan.json"
-    stood = record.stat().st_mtime_ns if record.exists() else 0
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "run", str(rounds.job_file)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     while process.poll() is None:
-        if len(rounds.parts) >= parts and record.exists() and record.stat().st_mtime_ns != stood:
+        if len(rounds.parts) >= parts and record.exists() and len(rounds.record["splits"]) == files:
             break
         threading.Event().wait(0.005)
     try:
@@ -53,7 +53,7 @@ def kill(rounds: Rounds, moments: random.Random) -> None:
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
     process.wait()
-    print(f"ended by {process.returncode} after {len(rounds.parts)} parts, of which {parts} were awaited")
+    print(f"round ended by {process.returncode}, {len(rounds.parts) - parts:+} parts from where it was to be killed")
 
 
 def finish(rounds: Rounds) -> None:
@@ -97,9 +97,9 @@ def test_rounds_that_are_killed_at_any_moment_give_every_row_once(
     expected = {str(rounds.put("first.parquet", [])): list[int]()}
     before, recorded = dict[str, str](), list[dict[str, Any]]()
     for number in range(ROUNDS):
-        grow(rounds, moments, number, expected)
+        grow(rounds, moments, expected, [500] * (number == LARGE) + [KILLED_ROWS] * kills.count(number))
         for _ in range(kills.count(number)):
-            kill(rounds, moments)
+            kill(rounds, moments, len(expected))
             assert rounds.untouched(before)
             assert recorded == [] or rounds.record["splits"][: len(recorded)] == recorded
             for part in rounds.parts:
