@@ -17,7 +17,7 @@ check: $(VENV)/check.stamp
 	$(BIN)/mypy
 
 chaos: $(VENV)/test.stamp
-	PIPELINE_CHAOS=200 PIPELINE_KILLS=20 $(BIN)/python -m pytest -s tests/chaos tests/pipeline/test_killed_driver.py
+	PIPELINE_CHAOS=200 PIPELINE_KILLS=20 $(BIN)/python -m pytest -s tests/chaos tests/pipeline/test_killed_driver.py tests/pipeline/test_killed_rounds.py
 	PIPELINE_FUZZ=1000 $(BIN)/python -m pytest -s tests/pipeline/test_fuzz_jobs.py tests/pipeline/test_fuzz_parquet.py
 
 bench: $(VENV)/bench.stamp

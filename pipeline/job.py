@@ -74,6 +74,11 @@ class InputOptions(Options):
     """The task's input name -> the column that holds it; a name that is left out holds itself."""
     limit: Positive | None = None
     """First rows only."""
+    changed: Literal["refuse", "keep", "redo"] = "refuse"
+    """Of output.mode=incremental, when a file changed after it was done: refuse to run, keep its rows as they were
+    done, or remove them and do the file again."""
+    vanished: Literal["refuse", "keep"] = "refuse"
+    """Of output.mode=incremental, when a file is gone after it was done: refuse to run, or keep its rows."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -88,6 +93,9 @@ class OutputOptions(Options):
 
     path: str
     """Folder or URI. It belongs to one run: the same job resumes it, another is refused."""
+    mode: Literal["once", "incremental"] = "once"
+    """once: the input is what it was when the run began. incremental: the same command, given again, does the files
+    that have come since and appends their parts."""
     columns: list[str] | None = None
     """Input columns to keep; null keeps all."""
     rows_per_part: Positive | None = None
@@ -257,6 +265,26 @@ class Job(TaskSections):
             columns_key="input.columns" if step.columns is None else f"steps.{name}.columns",
             prefix=self.output.prefix + (f"{name}_" if step.prefix is None else step.prefix),
         )
+
+    @model_validator(mode="after")
+    def _growing(self) -> Self:
+        given = self.input
+        for key, value in (("changed", given.changed), ("vanished", given.vanished)):
+            if self.output.mode == "once" and value != "refuse":
+                raise ValueError(
+                    f"input.{key}={value} has a meaning with output.mode=incremental alone: give both, or neither"
+                )
+        if self.output.mode == "incremental" and given.dataset is not None:
+            raise ValueError(
+                "output.mode=incremental follows Parquet files, and input is a dataset: name its Parquet files in "
+                "input.parquet (hf:// reaches the Hub's), or give output.mode=once"
+            )
+        if self.output.mode == "incremental" and given.limit is not None:
+            raise ValueError(
+                f"output.mode=incremental does all that comes, and input.limit={given.limit} would not: leave it out, "
+                "or try the job with output.mode=once into another output.path"
+            )
+        return self
 
     @property
     def rows_per_part(self) -> int:

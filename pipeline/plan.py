@@ -5,6 +5,7 @@ The plan depends on the input and the options alone: never on timing, on the clu
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections import Counter
@@ -58,6 +59,8 @@ class Plan:
     """Schema of every output file."""
     task_columns: tuple[Mapping[str, str], ...] = ()
     """Of each step the task's input name -> the column that holds it."""
+    input_schema: pa.Schema | None = field(default=None, repr=False)
+    """Of an incremental run what all files are alike in, those of other rounds too."""
     fingerprint: str = field(init=False)
     """SHA-256 over the identity, in hexadecimal."""
 
@@ -66,9 +69,14 @@ class Plan:
         object.__setattr__(self, "fingerprint", digest)
 
     @property
+    def grows(self) -> bool:
+        """Whether splits may be added behind those that there are; the fingerprint then tells of none."""
+        return self.input_schema is not None
+
+    @property
     def rows(self) -> int | None:
         """Rows in all; None where only reading can tell."""
-        counts = [rows for split in self.splits if (rows := split.rows) is not None]
+        counts = [0 if split.retired else split.rows for split in self.splits if split.rows is not None]
         if len(counts) < len(self.splits):
             return None
         return sum(counts) if self.limit is None else min(sum(counts), self.limit)
@@ -80,6 +88,13 @@ class Plan:
 
     def parts(self) -> Iterator[Part]:
         """The parts, in input order; of a streamed split its first, to which `following` adds."""
+        return (part for part in self._cut() if not part.split.retired)
+
+    def retired(self) -> Iterator[Part]:
+        """The parts of retired splits: whatever is left of them is to go."""
+        return (part for part in self._cut() if part.split.retired)
+
+    def _cut(self) -> Iterator[Part]:
         prefix, index, left = self.fingerprint[:10], 0, self.limit
         for split in self.splits:
             if split.rows is None:
@@ -91,7 +106,7 @@ class Plan:
                 yield Part(f"part-{index:05d}-{prefix}.parquet", split, piece, start, stop)
                 index += 1
             left = None if left is None else left - rows
-        if index == 0 and self.rows == 0:
+        if index == 0 and self.rows == 0 and not self.grows:
             yield Part(f"part-00000-{prefix}.parquet", self.splits[0], 0, 0, 0)
 
     def following(self, part: Part, rows: int) -> Part | None:
@@ -115,6 +130,7 @@ class Plan:
             "rows_per_part": self.rows_per_part,
             "splits": [asdict(split) for split in self.splits],
             "schema": self.schema.to_string(show_schema_metadata=False).splitlines(),
+            **({} if self.input_schema is None else {"input_schema": _text(self.input_schema)}),
         }
 
 
@@ -132,21 +148,24 @@ def make_plan(job: Job, source: Source, steps: Sequence[PlannedStep]) -> Plan:
 
     Raises JobError for input that can't be read, and for columns that are missing, of a wrong type, or taken.
     """
-    schema, splits = source.schema(), source.splits()
+    schema, splits, grows = source.schema(), source.splits(), job.output.mode == "incremental"
     kept = _kept_columns(job, schema)
     columns = tuple(_task_columns(each, schema) for each in steps)
-    identity = {
+    identity: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
         **_tasks(steps, columns),
         "input": {
             **({} if job.steps else {"columns": columns[0]}),
             "limit": job.input.limit,
-            # A list: the order of the splits decides which rows a part holds.
-            "splits": [{"name": split.name, "rows": split.rows, **split.identity} for split in splits],
         },
         "output": {"columns": kept, "rows_per_part": job.rows_per_part, "prefix": job.output.prefix},
     }
+    if grows:
+        identity["output"]["mode"] = job.output.mode
+    else:
+        # A list: the order of the splits decides which rows a part holds.
+        identity["input"]["splits"] = [{"name": each.name, "rows": each.rows, **each.identity} for each in splits]
     return Plan(
         identity=identity,
         splits=tuple(splits),
@@ -155,6 +174,7 @@ def make_plan(job: Job, source: Source, steps: Sequence[PlannedStep]) -> Plan:
         input_columns=tuple(dict.fromkeys(chain(kept, *(each.values() for each in columns)))),
         schema=_output_schema(job, schema, kept, steps),
         task_columns=columns,
+        input_schema=schema if grows else None,
     )
 
 
@@ -173,6 +193,11 @@ def _tasks(steps: Sequence[PlannedStep], columns: Sequence[Mapping[str, str]]) -
     for each, reads in zip(steps, columns, strict=True):
         told[each.step.name] |= {"columns": reads, "prefix": each.step.prefix}
     return {"steps": told, "order": list(told)}
+
+
+def _text(schema: pa.Schema) -> str:
+    """As text whatever types it has, and to be read again."""
+    return base64.b64encode(schema.serialize()).decode()
 
 
 def _kept_columns(job: Job, schema: pa.Schema) -> list[str]:

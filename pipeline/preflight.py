@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gpt2model.checkpoint import CheckpointInfo, inspect_checkpoint
 from gpt2model.errors import GPT2Error, WeightsMismatch
 from pipeline.cores import available_cpus
 from pipeline.errors import JobError, OutputRefused
+from pipeline.growth import Growth, look
 from pipeline.job import Job, Step
 from pipeline.locations import Location, locate
 from pipeline.memory import memory_in_all
@@ -76,10 +77,16 @@ class Prepared:
     weights: Weights
     """Of one worker, which holds the models of all steps."""
     num_gpus: float
+    growth: Growth | None = None
+    """Of an incremental run, what has come since the last round."""
 
     @property
     def store(self) -> Store:
         return self.spec.store
+
+    def as_recorded(self) -> Prepared:
+        """Without what has come since the last round; all of it where the input does not grow."""
+        return self if self.growth is None else replace(self, plan=self.growth.before(self.plan))
 
 
 def prepare(job: Job, to_run: bool = True) -> Prepared:
@@ -91,9 +98,10 @@ def prepare(job: Job, to_run: bool = True) -> Prepared:
         _check_address(job)
     num_gpus, device = _device(job, to_run)
     steps = tuple(_step(job, step, device) for step in job.all_steps)
-    source = open_source(job.input)
-    plan = make_plan(job, source, [PlannedStep(each.step, each.task, _model_identity(each)) for each in steps])
     store = Store(locate(job.output.path, "output.path"))
+    growth = look(job, store, refuse=to_run) if job.output.mode == "incremental" else None
+    source = growth.source if growth else open_source(job.input)
+    plan = make_plan(job, source, [PlannedStep(each.step, each.task, _model_identity(each)) for each in steps])
     _refuse_output_in_input(job, store.folder)
     _refuse_linked_records(store)
     if to_run:
@@ -112,7 +120,7 @@ def prepare(job: Job, to_run: bool = True) -> Prepared:
     weights = weights_of(zip(spec.steps, (each.checkpoint for each in steps), strict=True))
     if to_run and not named_cluster(job):
         _refuse_too_large(weights, device, num_gpus)
-    return Prepared(job, plan, spec, steps, weights, num_gpus)
+    return Prepared(job, plan, spec, steps, weights, num_gpus, growth)
 
 
 def _refuse_too_large(weights: Weights, device: str, gpus: float) -> None:

@@ -10,8 +10,10 @@ import torch
 import yaml
 
 from pipeline.figures import format_figure
+from pipeline.growth import NAMED
 from pipeline.job import Step
 from pipeline.memory import cache_size
+from pipeline.plan import Plan
 from pipeline.preflight import Prepared
 from pipeline.run import resolved_job
 from pipeline.tasks import by_engine
@@ -26,12 +28,14 @@ def describe(prepared: Prepared) -> str:
     parts = sum(1 for _ in plan.parts())
     streamed = any(split.rows is None for split in plan.splits)
     opened = spec.store.opened(plan)
-    committed = sum(1 for _ in spec.store.committed(plan)) if opened else 0
+    standing = [counted.rows for _, counted in spec.store.committed(plan)] if opened else []
+    committed = len(standing)
     lines = [
         f"fingerprint       {plan.fingerprint}",
         f"input             {len(plan.splits):,} splits, {_count(plan.rows)} rows",
         f"parts             {f'{parts:,}' if not streamed else f'at least {parts:,}'}, "
         f"up to {plan.rows_per_part:,} rows each; {committed:,} committed",
+        *_round(prepared, parts - committed, sum(standing)),
         *_steps(prepared),
         _memory(prepared),
         *_caches(prepared),
@@ -77,6 +81,20 @@ def _caches(prepared: Prepared) -> Iterator[str]:
         yield f"cache             {_megabytes(size.bytes)} a worker at most: {about}"
 
 
+def _round(prepared: Prepared, parts: int, done: int) -> list[str]:
+    """Of an incremental run, what the next round does."""
+    growth = prepared.growth
+    if growth is None:
+        return []
+    new = growth.since(prepared.plan).splits
+    return [
+        f"round             {growth.told(prepared.plan, done)}; {parts:,} parts to do",
+        *(f"                  new: {split.name}, {split.rows:,} rows" for split in new[:NAMED]),
+        *([f"                  and {len(new) - NAMED:,} more"] if len(new) > NAMED else []),
+        *(f"                  {note}" for note in growth.notes()),
+    ]
+
+
 def _megabytes(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
@@ -85,9 +103,16 @@ def _count(rows: int | None) -> str:
     return "unknown (streamed)" if rows is None else f"{rows:,}"
 
 
+def _planned(prepared: Prepared) -> Plan:
+    """What is to be done: of an incremental run the splits that are new."""
+    return prepared.plan if prepared.growth is None else prepared.growth.since(prepared.plan)
+
+
 def _first_rows(prepared: Prepared) -> pa.Table | None:
-    """What the tasks read of the first rows; None where there are none."""
-    spec, part = prepared.spec, next(iter(prepared.plan.parts()))
+    """What the tasks read of the first rows that are new; None where there are none."""
+    spec, part = prepared.spec, next(iter(_planned(prepared).parts()), None)
+    if part is None:
+        return None
     columns = list(dict.fromkeys(spec.task_columns))
     batches = list(islice(spec.source.read(part.split, 0, min(part.stop, SAMPLED_ROWS), columns), SAMPLED_ROWS))
     table = pa.Table.from_batches(batches) if batches else None
@@ -98,7 +123,7 @@ def _tokens(prepared: Prepared, place: int, rows: pa.Table | None) -> str:
     """Tokens a row in the first rows, times the rows."""
     if rows is None:
         return "0"
-    plan, task, names = prepared.plan, prepared.steps[place].task, prepared.plan.task_columns[place]
+    plan, task, names = _planned(prepared), prepared.steps[place].task, prepared.plan.task_columns[place]
     inputs = pa.table([rows.column(column) for column in names.values()], names=list(names))
     mean = task.num_tokens(task.prepare(inputs)) / rows.num_rows
     more = _new_tokens(prepared.steps[place].step)

@@ -59,8 +59,10 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker, 
         raise JobError(f"output.path {store.folder.uri} holds no run whose rows could be done again: run the job first")
     store.create()
     with Lease(store) as lease:
+        if prepared.growth is not None and prepared.growth.stale(store):
+            prepared = prepare(job)
         store.clear_staging()
-        outcome = _run(prepared, lease, debug, worker_class, retry)
+        outcome = _run(prepared.as_recorded() if retry else prepared, lease, debug, worker_class, retry)
         store.clear_staging()
     return outcome
 
@@ -68,17 +70,25 @@ def run_job(job: Job, debug: bool = False, worker_class: type[Worker] = Worker, 
 def _run(prepared: Prepared, lease: Lease, debug: bool, worker_class: type[Worker], retry: bool) -> Outcome:
     plan, store, tally, stop = prepared.plan, prepared.store, Tally(), _StopRequest()
     with Recorder(store, plan, tally, retry) as recorder:
+        lease.check()
         write_job(prepared)
+        store.remove(plan.retired())
         left, failed = _resume(prepared, tally, recorder, retry)
         waiting = _failed_only(left, failed) if retry else left
         before = Counted(tally.rows, tally.errors, {})
         with Watch(*((before.errors, 0) if retry else (plan.rows, before.rows))) as watch:
-            watch.log(f"{plan.fingerprint[:10]}: {tally.rows:,} rows done before; output in {store.folder.uri}")
+            watch.log(f"{plan.fingerprint[:10]}: {_told(prepared, tally.rows)}; output in {store.folder.uri}")
+            if prepared.growth is not None and retry:
+                waiting = prepared.growth.readable(waiting, watch.log)
+            elif prepared.growth is not None:
+                for note in prepared.growth.notes():
+                    watch.log(note)
             first, driver = next(waiting, None), None
             if first is not None:
                 watchers = (watch, recorder, lease, stop)
                 driver = _drive(prepared, chain([first], waiting), failed, tally, watchers, debug, worker_class)
         _refuse_failures(driver)
+        store.remove(plan.retired())  # once more: a worker of a killed driver may have been about to commit one
         if plan.rows is not None and tally.rows != plan.rows:
             raise PipelineError(f"{tally.rows} rows are in the output and {plan.rows} in the input: this is a defect")
         summary = _summary(prepared, tally, before.errors if retry else tally.rows - before.rows, driver)
@@ -87,12 +97,17 @@ def _run(prepared: Prepared, lease: Lease, debug: bool, worker_class: type[Worke
 
 
 def write_job(prepared: Prepared) -> None:
-    """The records of a new run. Looks again: another may have begun, and ended, before the lease was had."""
-    if prepared.store.opened(prepared.plan):
+    """The records of a new run or round. Looks again: another may have begun, and ended, before the lease was had."""
+    growth = prepared.growth
+    if prepared.store.opened(prepared.plan) and (growth is None or growth.holds(prepared.plan)):
         return
     job = yaml.safe_dump(resolved_job(prepared.job), sort_keys=False, allow_unicode=True)
     prepared.store.write_record("job.yaml", job)
     prepared.store.write_record("plan.json", prepared.plan.to_json())
+
+
+def _told(prepared: Prepared, done: int) -> str:
+    return f"{done:,} rows done before" if prepared.growth is None else prepared.growth.told(prepared.plan, done)
 
 
 def _resume(prepared: Prepared, tally: Tally, recorder: Recorder, retry: bool) -> tuple[Iterator[Part], Failed]:
@@ -186,6 +201,7 @@ def _summary(prepared: Prepared, tally: Tally, rows: int, driver: Driver | None)
         "rows": tally.rows,
         "rows with an error": tally.errors,
         **summarize({each.step.name: each.task for each in prepared.steps}, tally.figures),
+        **({} if prepared.growth is None else prepared.growth.figures(prepared.plan)),
         "rows done by this command": rows,
         "seconds of work": round(seconds, 2),
         "tokens a second": round(driver.tokens / seconds, 1) if driver and seconds else None,

@@ -14,9 +14,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from pyarrow import fs
 from pipeline.digest import BLANK, seal
 from pipeline.errors import OutputRefused, StoreError
 from pipeline.footer import FOOTER_KEY, Footer, footer_of
+from pipeline.identity import refuse_other_run
 from pipeline.index import Counted, Stamp, counted_by, stamp_of
 from pipeline.index_files import read_index
 from pipeline.listing import Listing
@@ -60,12 +62,12 @@ class Store:
         """
         held = self.read_record("plan.json")
         if held is not None:
-            differences = list(_differences(held.get("identity", {}), plan.identity))
-            if differences:
-                raise OutputRefused(_refusal(self.folder.uri, differences))
+            refuse_other_run(self.folder.uri, held.get("identity", {}), plan.identity)
             return True
         ours = f"-{plan.fingerprint[:10]}.parquet"
-        strangers = [name for name in self.listing() if not name.startswith(RECORDS) and not name.endswith(ours)]
+        foreign = (name for name in self.listing() if not name.startswith(RECORDS))
+        # Of an incremental run plan.json alone tells what the parts were made of.
+        strangers = [name for name in foreign if plan.grows or not name.endswith(ours)]
         if strangers:
             raise OutputRefused(
                 f"output.path {self.folder.uri} holds {strangers[0]!r} and no run of ours: "
@@ -102,6 +104,14 @@ class Store:
         with _store_errors(self.folder.uri):
             for left in Path(self.records.child(STAGING).path).iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+    def remove(self, parts: Iterable[Part]) -> None:
+        """Take away what there is of `parts`, which no plan wants any more; only for the holder of the lease."""
+        unwanted = {part.name for part in parts}
+        left = unwanted & self.listing().keys() if unwanted else ()
+        for target in map(self.folder.child, left):
+            with _store_errors(target.uri), contextlib.suppress(FileNotFoundError):
+                self.backoff.call(partial(target.filesystem.delete_file, target.path))
 
     def committed(
         self, plan: Plan, listing: Listing | None = None, learnt: Learnt | None = None
@@ -326,6 +336,7 @@ def _replace(target: Location, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(target.path)
+        _sync(place.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -350,23 +361,3 @@ def _unreadable(place: str, error: OSError) -> StoreError | OutputRefused:
     """Of a store that fails the run fails; a place that is not for us to read is the job's fault."""
     kind = StoreError if is_transient(error) else OutputRefused
     return kind(f"output.path: {place} can't be read: {explain(error)}")
-
-
-def _differences(held: Any, wanted: Any, key: str = "") -> Iterator[str]:
-    """What differs between two identities, key by key."""
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        for name in dict.fromkeys([*held, *wanted]):
-            yield from _differences(held.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))
-    elif isinstance(held, list) and isinstance(wanted, list) and len(held) == len(wanted):
-        for place, (one, other) in enumerate(zip(held, wanted, strict=True)):
-            yield from _differences(one, other, f"{key}[{place}]")
-    elif held != wanted:
-        yield f"{key} was {held!r} and is {wanted!r}"
-
-
-def _refusal(folder: str, differences: list[str]) -> str:
-    more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
-    return (
-        f"output.path {folder} holds another run: {'; '.join(differences[:5])}{more}. "
-        "Run with the options it was begun with, or give a new output.path"
-    )

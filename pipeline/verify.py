@@ -24,6 +24,7 @@ from pipeline.footer import Footer, footer_of
 from pipeline.listing import Listing
 from pipeline.plan import Part, Plan
 from pipeline.preflight import Prepared
+from pipeline.redaction import redact
 from pipeline.store import CHUNK, RECORDS, Store, standing_parts
 
 READERS = 8
@@ -80,11 +81,12 @@ class _Unsound(Exception):
 
 def verify(prepared: Prepared) -> Verdict:
     """Check the whole output folder of the job. Raises OutputRefused where it holds another run, or none."""
-    plan, store = prepared.plan, prepared.store
+    plan, store = prepared.as_recorded().plan, prepared.store
     if not store.opened(plan):
         raise OutputRefused(f"output.path {store.folder.uri} holds no run yet: `pipeline run` with this job begins it")
     verdict = Verdict(plan.rows, plan.num_parts)
     _check_driver(store, verdict)
+    _note_growth(prepared, verdict)
     listing = store.listing()
     # Of several steps some may have results in a row in which another failed.
     check = _PartCheck(store, plan, len(prepared.steps[0].task.fields) if len(prepared.steps) == 1 else 0)
@@ -112,6 +114,20 @@ def _check_driver(store: Store, verdict: Verdict) -> None:
     if left_over:
         what = f"{len(left_over)} file{'s' * (len(left_over) > 1)} that killed attempts left"
         verdict.notes.append(Finding(staging.uri, what, "they harm nobody, and the next run clears them"))
+
+
+def _note_growth(prepared: Prepared, verdict: Verdict) -> None:
+    """What of a growing input is not what it was when the last round ended."""
+    if prepared.growth is None:
+        return
+    place, new = redact(str(prepared.job.input.parquet)), prepared.growth.since(prepared.plan)
+    if new.splits:
+        what = f"{len(new.splits):,} new or changed files with {new.rows:,} rows are not in the output yet"
+        verdict.notes.append(Finding(place, what, "`pipeline run` with the same job does them"))
+    verdict.notes += [
+        Finding(place, note, "input.changed and input.vanished say what a run does then")
+        for note in prepared.growth.notes()
+    ]
 
 
 def _check_parts(check: _PartCheck, listing: Listing, verdict: Verdict) -> set[str]:
@@ -252,6 +268,9 @@ def _stranger(store: Store, plan: Plan, info: fs.FileInfo) -> Finding:
         return Finding(place.uri, "a foreign file", AWAY)
     if footer.fingerprint != plan.fingerprint:
         return Finding(place.uri, f"a part of another run ({footer.fingerprint[:10]})", AWAY)
+    retired = next((part for part in plan.retired() if part.name == info.base_name), None)
+    if retired is not None:
+        return Finding(place.uri, f"holds the earlier state of {retired.split.name}", "the next run takes it away")
     if footer.part != info.base_name:
         return Finding(place.uri, f"a copy of {footer.part}, whose rows are there twice", AWAY)
     return Finding(place.uri, "a part of this run, but its shard ends before it, or a part before it is missing", AWAY)

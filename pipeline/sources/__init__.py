@@ -21,6 +21,8 @@ class Split:
     """None where only reading can tell (a streamed shard)."""
     identity: dict[str, str | int | None]
     """What changes when the content does: size, modification time, etag, revision, fingerprint."""
+    retired: bool = False
+    """Another split holds the file as it is by now: the rows of this one are not wanted, but its places stay taken."""
 
 
 class Source(Protocol):

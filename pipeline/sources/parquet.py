@@ -43,34 +43,54 @@ class _File:
 class ParquetSource:
     """Every file is a split."""
 
-    def __init__(self, names: str | Sequence[str]) -> None:
+    def __init__(self, names: str | Sequence[str], may_be_empty: bool = False) -> None:
+        """`may_be_empty`: folders and patterns without a file are none's mistake."""
         # Absolute, since a worker's working directory is its own.
         self.names = [absolute(name, "input.parquet") for name in ([names] if isinstance(names, str) else names)]
         if not self.names:
             raise JobError("input.parquet is an empty list: name a file, a folder or a pattern")
+        self.may_be_empty = may_be_empty
         self._open: dict[int, _Cursor] = {}
 
     def __getstate__(self) -> dict[str, object]:
         # Where the splits are, for workers: a split's name has lost what may be secret in it.
-        return {"names": self.names, "_open": {}, "_places": self._places}
+        return {"names": self.names, "may_be_empty": self.may_be_empty, "_open": {}, "_places": self._places}
 
     @cached_property
     def _places(self) -> list[tuple[int, str]]:
         """Of each split the name that led to it, and its path in that name's file system."""
-        return [(each.name, each.location.path) for each in self._files]
+        return [(name, location.path) for name, location, _ in self._found]
 
     @cached_property
-    def _files(self) -> list[_File]:
-        found = [(index, *each) for index, name in enumerate(self.names) for each in _list(name)]
+    def _found(self) -> list[tuple[int, Location, fs.FileInfo]]:
+        listed = ((index, _list(name, self.may_be_empty)) for index, name in enumerate(self.names))
+        found = [(index, *each) for index, files in listed for each in files]
         twice = [path for path, count in Counter(each.path for _, each, _ in found).items() if count > 1]
         if twice:
             raise JobError(f"input.parquet names {twice[0]} twice: its rows would be done twice; name it once")
+        return found
+
+    @cached_property
+    def _files(self) -> list[_File]:
         with ThreadPoolExecutor(16) as pool:
-            files = list(pool.map(lambda each: _footer(*each), found))
+            files = list(pool.map(lambda each: _footer(*each), self._found))
         for each in files:
             if each.metadata.num_rows:
                 _same_schema(_model(files), each)
         return files
+
+    def listing(self) -> list[Split]:
+        """The splits as far as they are known without opening a file: their rows are not."""
+        return [
+            Split(index, location.uri, None, _identity(location, info))
+            for index, (_, location, info) in enumerate(self._found)
+        ]
+
+    def among(self, places: Sequence[int]) -> ParquetSource:
+        """The source of these files alone, by their places in the listing."""
+        source = ParquetSource(self.names, self.may_be_empty)
+        source._found = [self._found[place] for place in places]
+        return source
 
     def schema(self) -> pa.Schema:
         model = _model(self._files)
@@ -112,7 +132,8 @@ class ParquetSource:
         if found != split.identity:
             raise SourceError(
                 f"{split.name} changed since the plan (then {split.identity}, now {found}): "
-                "put the file back, or run into a new output.path"
+                "put the file back, or run into a new output.path; of an incremental run input.changed=redo does the "
+                "file as it is"
             )
         return location
 
@@ -195,17 +216,17 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES * max(int(metadata.num_rows), 1) // max(size, 1)))
 
 
-def _list(name: str) -> list[tuple[Location, fs.FileInfo]]:
+def _list(name: str, may_be_empty: bool) -> list[tuple[Location, fs.FileInfo]]:
     """The files that one entry of input.parquet names, by name; hidden ones (. and _) are left out of folders."""
     try:
-        return _found(name)
+        return _found(name, may_be_empty)
     except (pa.ArrowException, OSError, ValueError, re.error) as error:
         raise JobError(f"input.parquet {name} can't be listed: {redact_error(error, name)}") from error
 
 
-def _found(name: str) -> list[tuple[Location, fs.FileInfo]]:
+def _found(name: str, may_be_empty: bool) -> list[tuple[Location, fs.FileInfo]]:
     if is_glob(name):
-        found = _glob(name)
+        found = _glob(name, may_be_empty)
     else:
         location = locate(name, "input.parquet")
         (info,) = location.filesystem.get_file_info([location.path])
@@ -216,7 +237,7 @@ def _found(name: str) -> list[tuple[Location, fs.FileInfo]]:
         found = [
             each for each in _walk(location) if each.path.endswith(SUFFIXES) and not _hidden(each.path, location.path)
         ]
-        if not found:
+        if not found and not may_be_empty:
             raise JobError(f"input.parquet {name}: no .parquet file is in this folder ({location.uri})")
     base = locate(name, "input.parquet")
     return [(base.at(info.path), info) for info in sorted(found, key=lambda info: info.path)]
@@ -233,12 +254,12 @@ def is_glob(name: str) -> bool:
     return any(letter in path for letter in letters)
 
 
-def _glob(name: str) -> list[fs.FileInfo]:
+def _glob(name: str, may_be_empty: bool) -> list[fs.FileInfo]:
     location = locate(name, "input.parquet")
     fixed = _fixed(location.path).rpartition("/")[0] or "/"
     pattern = re.compile(glob_translate(location.path))
     found = [info for info in _walk(location.at(fixed)) if pattern.fullmatch(info.path)]
-    if not found:
+    if not found and not may_be_empty:
         raise JobError(f"input.parquet {name}: no file matches this pattern; looked in {location.at(fixed).uri}")
     return found
 
@@ -276,21 +297,23 @@ def _model(files: list[_File]) -> _File:
 
 
 def _same_schema(first: _File, other: _File) -> None:
-    if first.schema.equals(other.schema):
-        return
-    ours, theirs = ({field.name: field.type for field in each.schema} for each in (first, other))
+    what = difference(first.schema, other.schema)
+    if what is not None:
+        raise JobError(
+            f"{first.location.uri} and {other.location.uri} differ: {what}; "
+            "one run writes one table: write the files alike, or run them apart"
+        )
+
+
+def difference(first: pa.Schema, other: pa.Schema) -> str | None:
+    """Why two schemas are not of one table, in words; None where they are. Which columns have nulls is no matter."""
+    if first.equals(other):
+        return None
+    ours, theirs = ({field.name: field.type for field in each} for each in (first, other))
     name = next((name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name)), None)
-    if name is None and first.schema.names == other.schema.names:
-        return
-    what = (
-        f"column {name!r} is {ours.get(name, 'missing')} in one and {theirs.get(name, 'missing')} in the other"
-        if name is not None
-        else "their columns stand in another order"
-    )
-    raise JobError(
-        f"{first.location.uri} and {other.location.uri} differ: {what}; "
-        "one run writes one table: write the files alike, or run them apart"
-    )
+    if name is not None:
+        return f"column {name!r} is {ours.get(name, 'missing')} in one and {theirs.get(name, 'missing')} in the other"
+    return None if first.names == other.names else "their columns stand in another order"
 
 
 def _identity(location: Location, info: fs.FileInfo) -> dict[str, str | int | None]:

@@ -270,7 +270,7 @@ def test_the_checkpoints_eos_tokens_are_those_of_its_generation_config(
     plain = Generating(save_lively(tmp_path / "plain", checkpoint))
     folder = saved(checkpoint, tmp_path / "model", eos_token_id=ends)
     prepared = prepare(load_job(write_job(task="generate", model={"path": str(folder)}), []))
-    task: Any = prepared.task
+    task: Any = prepared.steps[0].task
     rows, _ = answered(task, plain.model, pa.table({"text": TEXTS}), plain.runner(task))
     assert task.generation.eos_token_id == tuple(ends)
     assert {row["finish_reason"] for row in rows} >= {"eos"}
@@ -280,7 +280,7 @@ def test_the_checkpoints_eos_tokens_are_those_of_its_generation_config(
     assert prepared.plan.fingerprint != other.plan.fingerprint
     (folder / "generation_config.json").unlink()
     without = prepare(load_job(write_job(task="generate", model={"path": str(folder)}), []))
-    assert without.task.generation.eos_token_id == (plain.tokenizer.eos_token_id,)  # type: ignore[attr-defined]
+    assert without.steps[0].task.generation.eos_token_id == (plain.tokenizer.eos_token_id,)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -294,8 +294,9 @@ def test_a_checkpoint_with_a_second_head_is_continued_by_its_first(
     spec = prepare(load_job(job, [])).spec
     worker = Worker(spec)
     worker.start()
-    rows, _ = answered(worker.task, worker.model, pa.table({"text": TEXTS}), worker.runner)  # type: ignore[arg-type]
-    assert type(worker.model) is type(model)
+    (step,), (stage,) = worker.steps, worker.stages
+    rows, _ = answered(step.task, step.model, pa.table({"text": TEXTS}), stage.runner)  # type: ignore[arg-type]
+    assert type(step.model) is type(model)
     plain = Generating(checkpoint)
     plain.model = model
     for text, row in zip(TEXTS, rows, strict=True):
