@@ -20,6 +20,7 @@ from pipeline.submission import Submission
 ANSWER_SECONDS = 10.0
 TRIES = 6
 """How often in a row the job server may fail to answer, a little later each time: for about a minute in all."""
+UPLOAD_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Environment variables that Ray's client prefers to the address it is given."""
 
@@ -29,8 +30,6 @@ class Server:
 
     def __init__(self, address: str | None, debug: bool = False) -> None:
         """Connect. Raises JobError where no job server answers."""
-        if not debug:
-            logging.disable(logging.INFO)  # what Ray's client tells of its uploads
         self.address = _url(address)
         _knock(self.address)
         try:
@@ -39,6 +38,9 @@ class Server:
             raise _incomplete(error) from error
         with _refusals(self.address), _without(ADDRESSES):
             self._client = JobSubmissionClient(self.address)
+        if not debug:
+            for name in UPLOAD_LOGGERS:
+                logging.getLogger(name).setLevel(logging.WARNING)
 
     def submit(self, submission: Submission, submission_id: str | None = None) -> str:
         """Pack the job and hand it over; gives its submission id. Raises JobError."""
@@ -157,10 +159,15 @@ _REMEDY = (
 @contextlib.contextmanager
 def _refusals(address: str) -> Iterator[None]:
     """Inside, what Ray's client raises is the user's to mend."""
-    from ray.exceptions import RayError
+    from ray.exceptions import AuthenticationError, RayError
 
     try:
         yield
+    except AuthenticationError as error:
+        raise JobError(
+            f"{address} asks for a token: export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN as the head has it (or its "
+            "file as RAY_AUTH_TOKEN_PATH)"
+        ) from error
     except RuntimeError as error:
         if "ray[default]" in str(error):
             raise _incomplete(error) from error
