@@ -1,7 +1,7 @@
 """An Airflow 3 DAG: every night hand the job to the Ray cluster, follow it, and tell what came out.
 
 Install: copy this file into Airflow's dags folder. The machine of Airflow's worker needs this project
-(pip install 'gpt2-pipeline[cluster,s3]'), its folder, and nothing of the model: the run belongs to the cluster.
+(pip install 'gpt2-pipeline[cluster]'), its folder, and nothing of the model: the run belongs to the cluster.
 Try:     airflow dags test pipeline_nightly 2026-01-01
 """
 

@@ -28,21 +28,23 @@ def travelling(working_dir: Path, models: Sequence[Path], left_out: Sequence[str
     """The files of `working_dir` that travel, as paths relative to it.
 
     What stays: names that begin with a dot, virtual environments, folders that hold a run's output, caches, and data
-    and weights by their suffix; of `models` (folders, relative) the weights travel too. `left_out` are further
-    patterns, of names or of paths relative to `working_dir`.
+    and weights by their suffix. `left_out` are further patterns, of names or of paths relative to `working_dir`.
+    `models` (folders, relative) travel whole.
     """
     for folder, folders, files in os.walk(working_dir):
         here = Path(folder).relative_to(working_dir)
         folders[:] = sorted(
-            name for name in folders if not _stays(here / name, left_out) and not _apart(Path(folder) / name)
+            name
+            for name in folders
+            if not (_stays(here / name, left_out) or here / name in models or _apart(Path(folder) / name))
+            and (here.parts or name not in PACKAGES)
         )
-        if not here.parts:
-            folders[:] = [name for name in folders if name not in PACKAGES]
-        weighed = not any(here.is_relative_to(model) for model in models)
         for name in sorted(files):
-            data = weighed and Path(name).suffix.lower() in DATA
+            data = Path(name).suffix.lower() in DATA
             if not data and not _stays(here / name, left_out) and (Path(folder) / name).is_file():
                 yield here / name
+    for model in models:
+        yield from sorted(file.relative_to(working_dir) for file in (working_dir / model).rglob("*") if file.is_file())
 
 
 def _stays(path: Path, left_out: Sequence[str]) -> bool:

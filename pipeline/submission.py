@@ -85,14 +85,15 @@ def _refuse_paths_of_here(job: Job, working_dir: Path) -> list[Path]:
                 f"{key} {path} is relative, and rows do not travel with a job: give an absolute path that every node "
                 "of the cluster sees, or a URI such as s3://bucket/rows"
             )
-    models = [Path(path) for path in _model_paths(job.model_dump()) if (working_dir / path).is_dir()]
-    for model in models:
-        if not model.is_absolute() and not (working_dir / model).resolve().is_relative_to(working_dir.resolve()):
+    models = {Path(path) for path in _model_paths(job.model_dump()) if (working_dir / path).is_dir()}
+    here = sorted(model for model in models if not model.is_absolute())
+    for model in here:
+        if (working_dir / model).resolve() != working_dir.resolve() / model:
             raise JobError(
-                f"model.path {model} lies outside the working directory {working_dir}: give an absolute path that "
-                "every node of the cluster sees, an id on the Hub, or another --working-dir"
+                f"model.path {model} leads out of the working directory {working_dir}, and would not travel: give an "
+                "absolute path that every node of the cluster sees, an id on the Hub, or another --working-dir"
             )
-    return [Path(os.path.normpath(model)) for model in models if not model.is_absolute()]
+    return here
 
 
 def _data_paths(job: Job) -> Iterator[tuple[str, str]]:
