@@ -128,7 +128,13 @@ def verify(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug:
 @click.option("--wait/--no-wait", default=True, help="Follow the run to its end, or print its submission id alone.")
 @click.option("--attach", metavar="ID", help="Follow a run that was submitted before, instead of JOB.")
 @click.option("--conf", type=click.Path(path_type=Path), help="Folder of config groups, instead of conf/.")
-@click.option("--working-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path())
+@click.option(
+    "--working-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=Path(),
+    help="Folder that travels, instead of this one.",
+)
 @click.option("--exclude", metavar="PATTERN", multiple=True, help="Files of the working directory that stay here.")
 @click.option("--env", metavar="NAME", multiple=True, help="Environment variable that the run is given as it is here.")
 @click.option(

@@ -43,8 +43,8 @@ def travelling(working_dir: Path, models: Sequence[Path], left_out: Sequence[str
             data = Path(name).suffix.lower() in DATA
             if not data and not _stays(here / name, left_out) and (Path(folder) / name).is_file():
                 yield here / name
-    for model in models:
-        yield from sorted(file.relative_to(working_dir) for file in (working_dir / model).rglob("*") if file.is_file())
+    weights = {file for model in models for file in (working_dir / model).rglob("*") if file.is_file()}
+    yield from sorted(file.relative_to(working_dir) for file in weights)
 
 
 def _stays(path: Path, left_out: Sequence[str]) -> bool:
@@ -64,11 +64,10 @@ def pack(target: Path, working_dir: Path, files: Sequence[Path], job: PurePosixP
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         _add(archive, job.as_posix(), job_text.encode())
         for file in files:
-            content = (working_dir / file).read_bytes()
-            sizes[file] = len(content)
+            sizes[file] = (working_dir / file).stat().st_size
             if sum(sizes.values()) > LARGEST:
                 break
-            _add(archive, file.as_posix(), content)
+            _add(archive, file.as_posix(), (working_dir / file).read_bytes())
     if sum(sizes.values()) <= LARGEST:
         return
     largest = sorted(sizes, key=lambda file: -sizes[file])[:MOST_TOLD]

@@ -88,6 +88,8 @@ def _refuse_paths_of_here(job: Job, working_dir: Path) -> list[Path]:
     models = {Path(path) for path in _model_paths(job.model_dump()) if (working_dir / path).is_dir()}
     here = sorted(model for model in models if not model.is_absolute())
     for model in here:
+        if model == Path():
+            raise JobError(f"model.path {model} is the working directory: keep the model in a folder of its own")
         if (working_dir / model).resolve() != working_dir.resolve() / model:
             raise JobError(
                 f"model.path {model} leads out of the working directory {working_dir}, and would not travel: give an "

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import Interrupted, JobError, PipelineError
+from pipeline.following import Log, ServerGone, exit_code
 from pipeline.submission import Submission
 
 ANSWER_SECONDS = 10.0
-TRIES = 6
-"""How often in a row the job server may fail to answer, a little later each time: for about a minute in all."""
 UPLOAD_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Environment variables that Ray's client prefers to the address it is given."""
@@ -31,11 +27,11 @@ class Server:
     def __init__(self, address: str | None, debug: bool = False) -> None:
         """Connect. Raises JobError where no job server answers."""
         self.address = _url(address)
-        _knock(self.address)
         try:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise _incomplete(error) from error
+        _knock(self.address)
         with _refusals(self.address), _without(ADDRESSES):
             self._client = JobSubmissionClient(self.address)
         if not debug:
@@ -62,14 +58,13 @@ class Server:
         Raises Interrupted on Ctrl-C, and PipelineError where the job server is gone; the run goes on in either case.
         Raises JobError where the server knows no such submission.
         """
-        with _refusals(self.address):
-            self._client.get_job_info(submission_id)
-        log = _Log(self._client, submission_id, write)
         try:
-            return _exit_code(log.to_the_end(), submission_id)
+            with _refusals(self.address):
+                self._client.get_job_info(submission_id)
+            return exit_code(Log(self._client, submission_id, write).to_the_end())
         except KeyboardInterrupt:
             raise Interrupted(f"no longer followed; the run goes on. {self.ways(submission_id)}") from None
-        except OSError as error:
+        except ServerGone as error:
             raise PipelineError(
                 f"{self.address} does not answer any more ({error}); the run may go on. {self.ways(submission_id)}"
             ) from error
@@ -80,52 +75,6 @@ class Server:
             f"Follow it: pipeline submit --attach {submission_id} --address {self.address}  "
             f"Stop it: ray job stop {submission_id} --address {self.address}"
         )
-
-
-class _Log:
-    """A run's log, of which everything is written once, whatever becomes of the connection."""
-
-    def __init__(self, client: Any, submission_id: str, write: Callable[[str], object]) -> None:
-        self._client, self._id, self._write = client, submission_id, write
-        self._written = 0
-
-    def to_the_end(self) -> Any:
-        """Ray's details of the job, which has ended. Raises OSError where the server does not answer any more."""
-        failed = 0
-        while True:
-            try:
-                asyncio.run(self._tail())
-                details = self._client.get_job_info(self._id)
-                failed = 0
-                if details.status.is_terminal():
-                    return details
-            except (OSError, RuntimeError) as error:  # Ray's client raises either, aiohttp's errors among the first
-                failed += 1
-                if failed == TRIES:
-                    raise OSError(" ".join(str(error).split())) from error
-            time.sleep(2**failed / 2)
-
-    async def _tail(self) -> None:
-        """The log from its beginning on, as Ray sends it: what was written before is left out."""
-        place = 0
-        async for text in self._client.tail_job_logs(self._id):
-            fresh = text[max(0, self._written - place) :]
-            place += len(text)
-            if fresh:
-                self._write(fresh)
-                self._written = place
-
-
-def _exit_code(details: Any, submission_id: str) -> int:
-    """The driver's own; as a shell tells it where a signal ended the driver."""
-    code = details.driver_exit_code
-    if code is not None:
-        return int(code) if code >= 0 else 128 - int(code)
-    if details.status == "STOPPED":
-        raise Interrupted(
-            f"{submission_id} was stopped on the cluster; what was committed stays: submit the job again to go on"
-        )
-    raise PipelineError(f"{submission_id} failed on the cluster: {' '.join(str(details.message).split())[:2000]}")
 
 
 def _url(address: str | None) -> str:

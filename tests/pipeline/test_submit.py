@@ -212,3 +212,8 @@ def test_a_bad_job_is_refused_before_a_server_is_asked_for(monkeypatch: pytest.M
     assert "--working-dir" in refused(*SOUND, "--runtime-env", tmp_path / "env.yaml")
     assert "give either JOB or --attach" in refused("--address", "http://head:8265")
     assert "--address is missing" in refused(*SOUND)
+
+
+def test_what_is_missing_of_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.job_submission", None)
+    assert "pip install 'gpt2-pipeline[cluster]'" in refused(*SOUND, "--address", "http://head:8265")
