@@ -44,8 +44,7 @@ def url(head: tuple[str, int]) -> str:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the rows are and where output goes: what all nodes see, here."""
     folder = tmp_path_factory.mktemp("shared")
-    some = pq.read_table(REVIEWS).slice(0, 40)
-    texts = [None if row == 7 else text for row, text in enumerate(some.column("text").to_pylist())]
+    texts = [None, *pq.read_table(REVIEWS).column("text").to_pylist() * 3]
     pq.write_table(pa.table({"text": texts}), folder / "flawed.parquet")
     pq.write_table(pa.table({"text": ["One more review of a kettle."] * 60_000}), folder / "many.parquet")
     return folder
@@ -63,24 +62,27 @@ def pipeline(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(each) for each in arguments])
 
 
+def job(place: Path, name: str, rows: Path, *overrides: str) -> list[str]:
+    """A job over `rows`, for `pipeline submit` in `project`; its output goes to `place / name`."""
+    options = [f"input.parquet={rows}", f"output.path={place / name}", "model.path=models/tiny"]
+    options += ["cluster.cpus_per_worker=1", "cluster.workers.max=1", *overrides]
+    return [str(ROOT / "jobs" / "score.yaml"), *options]
+
+
 @pytest.fixture(scope="module")
 def submitted(url: str, place: Path, project: Path) -> dict[str, str]:
-    """Submission ids of four runs that are under way together, printed by --no-wait."""
+    """Submission ids, as --no-wait prints them, of three runs that are under way together."""
     jobs = {
-        "whole": (REVIEWS, "output.rows_per_part=150"),
-        "flawed": (place / "flawed.parquet", ""),
-        "missing": (place / "nothing.parquet", ""),
-        "long": (place / "many.parquet", "output.rows_per_part=100"),
+        "whole": job(place, "whole", REVIEWS, "output.rows_per_part=150"),
+        "missing": job(place, "missing", place / "nothing.parquet"),
+        "long": job(place, "long", place / "many.parquet", "output.rows_per_part=100"),
     }
     ids = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORE_PASSWORD", SECRET)
         patch.chdir(project)
-        for name, (rows, override) in jobs.items():
-            overrides = [f"input.parquet={rows}", f"output.path={place / name}", "cluster.cpus_per_worker=1"]
-            overrides += ["model.path=models/tiny", "cluster.workers.max=1", *filter(None, [override])]
-            options = ["--address", url, "--no-wait", "--env", "STORE_PASSWORD"]
-            done = pipeline("submit", ROOT / "jobs" / "score.yaml", *overrides, *options)
+        for name, arguments in jobs.items():
+            done = pipeline("submit", *arguments, "--address", url, "--no-wait", "--env", "STORE_PASSWORD")
             assert done.exit_code == 0, done.output
             ids[name] = done.stdout.strip()
             assert f"--attach {ids[name]}" in done.stderr
@@ -114,10 +116,13 @@ def test_a_run_is_stopped_cleanly_by_rays_own_command(url: str, submitted: dict[
 
 
 @contextlib.contextmanager
-def following(url: str, submission_id: str) -> Iterator[subprocess.Popen[str]]:
+def following(project: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A client in a process of its own, which has begun to tell the run's log."""
-    command = [sys.executable, "-m", "pipeline", "submit", "--attach", submission_id, "--address", url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "pipeline", "submit", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project, env=environment
+    ) as process:
         try:
             assert process.stdout
             assert process.stdout.readline()
@@ -126,19 +131,23 @@ def following(url: str, submission_id: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_run_outlives_its_clients_and_its_row_errors_are_exit_code_3(
-    url: str, submitted: dict[str, str], place: Path
-) -> None:
-    with following(url, submitted["flawed"]) as killed, following(url, submitted["flawed"]) as interrupted:
+def test_a_run_outlives_its_clients_and_its_row_errors_are_exit_code_3(url: str, place: Path, project: Path) -> None:
+    arguments = job(place, "flawed", place / "flawed.parquet")
+    address = ("--address", url)
+    with (
+        following(project, *arguments, *address, "--submission-id", "flawed") as killed,
+        following(project, "--attach", "flawed", *address) as interrupted,
+    ):
         killed.kill()
         interrupted.send_signal(signal.SIGINT)
         _, told = interrupted.communicate()
+    assert client(url).get_job_status("flawed") == "RUNNING"
     assert interrupted.returncode == 1
     assert "the run goes on" in told
-    done = pipeline("submit", "--attach", submitted["flawed"], "--address", url)
+    done = pipeline("submit", "--attach", "flawed", *address)
     assert done.exit_code == 3, done.output
     rows = pq.read_table(place / "flawed")
-    assert rows.num_rows == 40
+    assert rows.num_rows == 1201
     assert sum(error is not None for error in rows.column("error").to_pylist()) == 1
     assert "rows with an error" in done.stdout
 
