@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check chaos bench clean
+.PHONY: run test check chaos bench deploy-check clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/pipeline run jobs/score.yaml
@@ -24,6 +24,9 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.score
 	$(BIN)/python -m benchmarks.heads
 	$(BIN)/python -m benchmarks.generate
+
+deploy-check: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -rs tests/test_deploy.py
 
 clean:
 	rm -rf $(VENV) out build

@@ -122,6 +122,61 @@ def verify(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug:
 
 
 @main.command()
+@click.argument("job_file", metavar="[JOB]", required=False, type=click.Path(path_type=Path))
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--address", metavar="URL", help="The cluster's job server, such as http://head:8265.")
+@click.option("--wait/--no-wait", default=True, help="Follow the run to its end, or print its submission id alone.")
+@click.option("--attach", metavar="ID", help="Follow a run that was submitted before, instead of JOB.")
+@click.option("--conf", type=click.Path(path_type=Path), help="Folder of config groups, instead of conf/.")
+@click.option(
+    "--working-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=Path(),
+    help="Folder that travels, instead of this one.",
+)
+@click.option("--exclude", metavar="PATTERN", multiple=True, help="Files of the working directory that stay here.")
+@click.option("--env", metavar="NAME", multiple=True, help="Environment variable that the run is given as it is here.")
+@click.option(
+    "--runtime-env", metavar="FILE", type=click.Path(path_type=Path), help="More for Ray, such as pip: [s3fs]."
+)
+@click.option("--submission-id", metavar="ID", help="Instead of one that Ray makes.")
+@_told
+def submit(
+    job_file: Path | None,
+    overrides: tuple[str, ...],
+    address: str | None,
+    wait: bool,
+    attach: str | None,
+    conf: Path | None,
+    submission_id: str | None,
+    debug: bool,
+    **package: Any,
+) -> None:
+    """Run JOB on the Ray cluster behind URL, and follow it from here.
+
+    The run belongs to the cluster: it goes on when this command ends. The job and the working directory travel; input,
+    output and whatever begins with a dot do not.
+
+    Exit codes: those of the run, as of run; 1 too where it is no longer followed; 2 where it was not submitted.
+    """
+    from pipeline.errors import JobError
+    from pipeline.submission import Request, make_submission
+    from pipeline.submit import Server
+
+    if (job_file is None) == (attach is None):
+        raise JobError("give either JOB or --attach ID")
+    submission = make_submission(job_file, overrides, conf, Request(**package, debug=debug)) if job_file else None
+    server = Server(address, debug)
+    if submission is not None:
+        attach = server.submit(submission, submission_id)
+        click.echo(f"Submitted to {server.address}. {server.ways(attach)}", err=True)
+    if wait:
+        sys.exit(server.follow(str(attach), lambda text: click.echo(text, nl=False)))
+    click.echo(attach)
+
+
+@main.command()
 @click.argument("out", metavar="OUT")
 @click.option("--watch", "watching", is_flag=True, help="Look every two seconds, until the run has ended.")
 @click.option("--json", "as_json", is_flag=True, help="One object of named figures instead of lines.")

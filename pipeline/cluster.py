@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -44,10 +45,9 @@ def connected(cluster: ClusterOptions, debug: bool = False) -> Iterator[None]:
     level = "INFO" if debug else "ERROR"
     try:
         if address:
-            packages = [str(Path(str(each.__file__)).parent) for each in (pipeline, gpt2model)]
             ray.init(
                 address,
-                runtime_env={"py_modules": packages},
+                runtime_env={} if _brought_modules() else {"py_modules": own_packages()},
                 logging_level=level,
                 log_to_driver=debug,
                 namespace="pipeline",
@@ -87,6 +87,17 @@ def _start_local(level: str, debug: bool) -> None:
                 ) from error
         else:
             return
+
+
+def own_packages() -> list[str]:
+    """The folders of the packages that workers import, as Ray's `py_modules` take them."""
+    return [str(Path(str(each.__file__)).parent) for each in (pipeline, gpt2model)]
+
+
+def _brought_modules() -> bool:
+    """Whether Ray's job server started this process with `py_modules`: Ray refuses to be given them twice."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return bool((config.get("runtime_env") or {}).get("py_modules"))
 
 
 @contextlib.contextmanager

@@ -47,6 +47,11 @@ def load_job(job_file: Path, overrides: Sequence[str] = (), conf: Path | None = 
     `conf` holds the config groups; when None it is looked for beside the job file's folder, then in the working
     directory. Raises JobError, naming key, value, place and remedy.
     """
+    return compose_job(job_file, overrides, conf)[0]
+
+
+def compose_job(job_file: Path, overrides: Sequence[str] = (), conf: Path | None = None) -> tuple[Job, dict[str, Any]]:
+    """As `load_job`; also gives the job as it was composed: whole without groups, its interpolations unresolved."""
     if not job_file.is_file():
         raise JobError(f"{job_file}: there is no such job file; give the path of a .yaml file, such as jobs/score.yaml")
     if job_file.suffix not in {".yaml", ".yml"}:
@@ -55,9 +60,10 @@ def load_job(job_file: Path, overrides: Sequence[str] = (), conf: Path | None = 
     text = _read_job(job_file)
     parsed = [_override(each, conf, text) for each in overrides]
     written, mapping = _compose(job_file, parsed, conf)
-    _order_steps(mapping, text)
+    for each in (written, mapping):
+        _order_steps(each, text)
     try:
-        return Job.model_validate(mapping)
+        return Job.model_validate(mapping), written
     except ValidationError as error:
         raise JobError(_explain(error, written, job_file, parsed, conf)) from error
 

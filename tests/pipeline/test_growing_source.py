@@ -44,7 +44,7 @@ def next_round(recorded: Sequence[Split], files: Files, redo: bool) -> GrowingSo
 
 
 def parts(splits: Sequence[Split]) -> list[tuple[str, str, int, int, int]]:
-    plan = Plan({"task": "score"}, splits, 10, None, ("id",), SCHEMA, SCHEMA)
+    plan = Plan({"task": "score"}, splits, 10, None, ("id",), SCHEMA, input_schema=SCHEMA)
     return [(each.name, each.split.name, each.split.index, each.start, each.stop) for each in plan.parts()]
 
 
