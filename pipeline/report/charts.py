@@ -29,7 +29,7 @@ def histogram(numbers: Numbers) -> str:
     else:
         bars = list(numbers.linear.drawn(whole=numbers.whole).bars)
     scale = alt.Scale(type="log" if numbers.is_log else "linear", domain=[bars[0].start, bars[-1].stop], nice=False)
-    axis = alt.Axis(title=None, grid=False, tickCount=5, labelOverlap="greedy", format="~s" if _large(bars) else "~g")
+    axis = alt.Axis(title=None, grid=False, tickCount=5, labelOverlap="greedy", **_format(bars))
     chart = alt.Chart(_data([{"start": bar.start, "stop": bar.stop, "rows": bar.count} for bar in bars]))
     drawn = chart.mark_bar(color=ACCENT, binSpacing=0.6).encode(
         x=alt.X("start:Q", scale=scale, axis=axis).bin("binned"),
@@ -62,21 +62,47 @@ def _distinct(place: int, name: str) -> str:
 
 def throughput(rates: Sequence[tuple[float, float, float]]) -> str:
     """Rows a second over time, as SVG; each entry is the seconds from, the seconds to, and the rate between."""
-    longest = rates[-1][1]
-    unit, size = ("hours", 3600.0) if longest > 7200 else ("minutes", 60.0) if longest > 120 else ("seconds", 1.0)
+    unit, size = _unit(rates[-1][1])
     rows = [{"start": start / size, "stop": stop / size, "rate": rate} for start, stop, rate in rates]
-    axis = alt.Axis(title=f"{unit} since the start", grid=False, tickCount=5, labelOverlap="greedy")
-    chart = alt.Chart(_data(rows)).mark_bar(color=ACCENT, binSpacing=0)
-    drawn = chart.encode(
-        x=alt.X("start:Q", axis=axis, scale=alt.Scale(domain=[0, longest / size], nice=False)).bin("binned"),
-        x2=alt.X2("stop:Q"),
-        y=alt.Y("rate:Q", axis=_count_axis("rows a second")),
+    drawn = (
+        alt.Chart(_data(rows))
+        .mark_bar(color=ACCENT, binSpacing=0)
+        .encode(
+            x=_time_axis("start", unit, rates[-1][1] / size).bin("binned"),
+            x2=alt.X2("stop:Q"),
+            y=alt.Y("rate:Q", axis=_count_axis("rows a second")),
+        )
     )
     return _svg(drawn, "Rows a second over time")
 
 
-def _large(bars: Sequence[Bar]) -> bool:
-    return max(abs(bars[0].start), abs(bars[-1].stop)) >= 10_000
+def progress(points: Sequence[tuple[float, int]]) -> str:
+    """Rows that are done over time, as SVG; each entry is the seconds since the start and the rows then."""
+    unit, size = _unit(points[-1][0])
+    rows = [{"time": seconds / size, "rows": done} for seconds, done in points]
+    drawn = (
+        alt.Chart(_data(rows))
+        .mark_area(color=ACCENT)
+        .encode(
+            x=_time_axis("time", unit, points[-1][0] / size),
+            y=alt.Y("rows:Q", axis=_count_axis("rows")),
+        )
+    )
+    return _svg(drawn, "Rows done over time")
+
+
+def _unit(longest: float) -> tuple[str, float]:
+    return ("hours", 3600.0) if longest > 7200 else ("minutes", 60.0) if longest > 120 else ("seconds", 1.0)
+
+
+def _time_axis(name: str, unit: str, longest: float) -> alt.X:
+    axis = alt.Axis(title=f"{unit} since the start", grid=False, tickCount=5, labelOverlap="greedy")
+    return alt.X(f"{name}:Q", axis=axis, scale=alt.Scale(domain=[0, longest], nice=False))
+
+
+def _format(bars: Sequence[Bar]) -> dict[str, str]:
+    """Thousands as k and millions as M, where there are many of them."""
+    return {"format": "~s"} if max(abs(bars[0].start), abs(bars[-1].stop)) >= 10_000 else {}
 
 
 def _count_axis(title: str) -> alt.Axis:

@@ -42,7 +42,7 @@ UNCOUNTED = {"generated_text", "generated_ids", "token_ids", "answer", "start", 
 def measures_of(step: Step, columns: Mapping[str, str], schema: pa.Schema, most: int) -> list[Measure]:
     """The measures of a step's results; `columns` maps short names to columns, `most` rows are kept at each end."""
     found: list[Measure] = []
-    for short, column in columns.items():
+    for short, column in sorted(columns.items(), key=lambda each: each[0] != EXTREMES.get(step.task)):
         if short not in UNCOUNTED:
             found += _measures(short, column, schema.field(column).type)
     for short in dict.fromkeys([EXTREMES.get(step.task, ""), "value" if step.task == "classify" else ""]):

@@ -22,8 +22,8 @@ from pipeline.footer import Footer
 from pipeline.report.columns import measures_of
 from pipeline.report.folder import Committed, Folder
 from pipeline.report.measures import Address, Errors, Measure
-from pipeline.report.values import short_value
 from pipeline.report.steps import Step, error_column, result_columns, steps_of
+from pipeline.report.values import short_value
 
 BATCH = 8192
 SHOWN_BATCH = 128

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 MOST_BINS = 4096
 FINEST = 30
 """The first bins are this many powers of two below the first values."""
-TAIL = 0.005
+TAIL = 0.01
 """Share of the values at each end that may be left out of the drawing where they stretch it too far."""
 
 
@@ -99,7 +99,9 @@ class Histogram:
         places = np.floor(self._bins * (self.width / width))
         places[places == last + 1] = last if high == (last + 1) * width else last + 1
         inside = (places >= first) & (places <= last)
-        counts = np.bincount((places[inside] - first).astype(int), weights=self._counts[inside], minlength=last - first + 1)
+        counts = np.bincount(
+            (places[inside] - first).astype(int), weights=self._counts[inside], minlength=last - first + 1
+        )
         bars = tuple(Bar((first + i) * width, (first + i + 1) * width, int(each)) for i, each in enumerate(counts))
         below, above = (int(self._counts[side].sum()) for side in (places < first, places > last))
         return Drawn(bars, below, above)
@@ -107,7 +109,7 @@ class Histogram:
     def _range(self) -> tuple[float, float]:
         """All values, or without the tails where these would leave the others no room."""
         low, high = self.quantile(TAIL), self.quantile(1 - TAIL)
-        wide = 3 * (high - low)
+        wide = high - low
         return (low if low - self.low > wide else self.low, high if self.high - high > wide else self.high)
 
     def __iter__(self) -> Iterator[tuple[float, int]]:

@@ -134,8 +134,10 @@ class Errors:
     kinds: dict[str, Kind] = field(default_factory=dict)
 
     def add(self, array: pa.Array, first: Address) -> None:
-        for row in np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False)):
-            name = kind_of(array[row].as_py())
+        rows = np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))
+        texts = pc.utf8_slice_codeunits(array.drop_null(), 0, 2 * LONGEST_LABEL).to_pylist()
+        for row, text in zip(rows, texts, strict=True):
+            name = kind_of(text)
             if name not in self.kinds and len(self.kinds) >= MOST_KINDS:
                 name = "errors of other kinds"
             kind = self.kinds.setdefault(name, Kind(name))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import yaml
 
 from pipeline.figures import format_duration, format_figure
@@ -18,7 +18,7 @@ from pipeline.report.steps import INPUTS
 from pipeline.report.values import cut
 
 Pair = tuple[str, str]
-MOST_RATES = 60
+MOST_RATES, FEWEST_FOR_RATES = 60, 40
 MOST_FIGURES = 24
 LONGEST_JOB = 12_000
 LONGEST = 200
@@ -64,7 +64,9 @@ def tiles(findings: Findings) -> list[Tile]:
     rate = findings.folder.progress.get("tokens_a_second")
     return [
         Tile("rows", format_figure(totals.rows), _of(status.rows_total)),
-        Tile("rows with an error", format_figure(totals.errors), percent(totals.errors, totals.rows), totals.errors > 0),
+        Tile(
+            "rows with an error", format_figure(totals.errors), percent(totals.errors, totals.rows), totals.errors > 0
+        ),
         Tile("parts", format_figure(len(totals.parts)), _of(status.parts_planned)),
         *([Tile("tokens", _short(tokens), f"{format_figure(round(rate))} a second" if rate else "")] if tokens else []),
         *_time_tile(findings),
@@ -101,7 +103,7 @@ def _size(size: float) -> str:
 
 def _time_tile(findings: Findings) -> list[Tile]:
     began, ended = span(findings)
-    return [Tile("from start to last part", format_duration(ended - began), "hours, minutes, seconds")] if ended else []
+    return [Tile("time", format_duration(ended - began), "from start to last part")] if ended else []
 
 
 def span(findings: Findings) -> tuple[float, float]:
@@ -114,18 +116,28 @@ def span(findings: Findings) -> tuple[float, float]:
     return min([*times, *([float(started)] if isinstance(started, int | float) else [])]), max(times)
 
 
-def rates(findings: Findings) -> list[tuple[float, float, float]]:
-    """Seconds from, seconds to, and rows a second between, by when the parts came; nothing where they are too few."""
-    parts = sorted((part.modified, footer.rows) for part, footer in findings.totals.parts if part.modified)
+def progress(findings: Findings) -> list[tuple[float, int]]:
+    """Seconds since the start, and the rows that were done then: a point for each part; nothing of fewer than three."""
     began, ended = span(findings)
+    parts = sorted((part.modified, footer.rows) for part, footer in findings.totals.parts if part.modified)
     if len(parts) < 3 or ended - parts[0][0] < 0.01:
         return []
-    count = max(4, min(MOST_RATES, len(parts) // 4))
-    width = (ended - began) / count
-    rows = [0] * count
-    for modified, number in parts:
-        rows[min(max(math.ceil((modified - began) / width) - 1, 0), count - 1)] += number
-    return [(place * width, (place + 1) * width, number / width) for place, number in enumerate(rows)]
+    points, done = [(0.0, 0)], 0
+    for modified, rows in parts:
+        done += rows
+        points.append((modified - began, done))
+    return points
+
+
+def rates(points: Sequence[tuple[float, int]]) -> list[tuple[float, float, float]]:
+    """Seconds from, seconds to, and rows a second between; nothing where there are too few parts for that."""
+    if len(points) < FEWEST_FOR_RATES:
+        return []
+    count = min(MOST_RATES, len(points) // 4)
+    edges = np.linspace(0.0, points[-1][0], count + 1)
+    times, done = np.array(points).T
+    rows = np.diff(np.interp(edges, times, done))
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), (rows / np.diff(edges)).tolist(), strict=True))
 
 
 def facts(findings: Findings) -> list[Pair]:

@@ -80,9 +80,13 @@ def page(findings: Findings) -> str:
     """The whole report as HTML."""
     folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    rates = overview.rates(findings)
+    speed = _speed(findings)
     return environment.get_template("page.html").render(
         style=Markup((folder / "page.css").read_text()),
         title=overview.title(findings),
@@ -92,12 +96,25 @@ def page(findings: Findings) -> str:
         facts=overview.facts(findings),
         figures=overview.figures(findings),
         job=overview.job_text(findings),
-        throughput=Markup(charts.throughput(rates)) if rates else "",
+        speed=speed,
         sections=[_section(findings, step) for step in findings.steps],
         errors=_errors(findings),
         error_kinds=len(findings.errors.kinds) if findings.errors else 0,
         made=overview.now(),
     )
+
+
+def _speed(findings: Findings) -> Card | None:
+    points = overview.progress(findings)
+    if not points:
+        return None
+    rates = overview.rates(points)
+    if rates:
+        return Card("Rows a second", Markup(charts.throughput(rates)), [], WRITTEN)
+    return Card("Rows done", Markup(charts.progress(points)), [], WRITTEN)
+
+
+WRITTEN = "By when each part was written"
 
 
 def _section(findings: Findings, step: StepFindings) -> Section:
@@ -133,7 +150,9 @@ def _left_out(numbers: Numbers) -> str:
     drawn = numbers.logs.drawn() if numbers.is_log else numbers.linear.drawn(whole=numbers.whole)
     sides = ((drawn.below, "lower"), (drawn.above, "higher"), (numbers.unbounded, "infinite or not a number"))
     told = ", ".join(f"{count:,} {side}" for count, side in sides if count)
-    return ". ".join(each for each in (numbers.is_log * "Logarithmic scale", f"Not drawn: {told}" if told else "") if each)
+    return ". ".join(
+        each for each in (numbers.is_log * "Logarithmic scale", f"Not drawn: {told}" if told else "") if each
+    )
 
 
 def _other_labels(labels: Labels) -> str:

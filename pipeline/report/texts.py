@@ -97,7 +97,8 @@ def _qa(inputs: Results, results: Results) -> list[Block]:
     there = isinstance(answer, Text) and answer.start and start is not None and end is not None
     if isinstance(context, Text):
         blocks.append(_marked("context", context, [Found(start, end, "", "answer")] if there else []))
-    if isinstance(answer, Text):
+    marked = any(each.kind == "answer" for block in blocks for each in block.segments)
+    if isinstance(answer, Text) and not marked:
         blocks.append(_block("answer", answer) if answer.start else Block("answer", [Segment("none", "", "quiet")]))
     return blocks
 
@@ -142,8 +143,8 @@ def _tail(prompt: str) -> list[Segment]:
 def _block(name: str, value: Any) -> Block:
     if isinstance(value, Text):
         return _marked(name, value, [])
-    written = written(value)
-    return Block(name, [Segment(written)] if written else [])
+    told = written(value)
+    return Block(name, [Segment(told)] if told else [])
 
 
 def _marked(name: str, text: Text, found: Sequence[Found]) -> Block:
@@ -155,7 +156,10 @@ def _marked(name: str, text: Text, found: Sequence[Found]) -> Block:
     segments, at = [Segment("… ", "", "quiet")] if begin else [], begin
     for each in sorted(found, key=lambda each: (each.start, each.end)):
         if at <= each.start < each.end <= end:
-            segments += [Segment(text.start[at : each.start]), Segment(text.start[each.start : each.end], each.mark, each.kind)]
+            segments += [
+                Segment(text.start[at : each.start]),
+                Segment(text.start[each.start : each.end], each.mark, each.kind),
+            ]
             at = each.end
     segments.append(Segment(text.start[at:end]))
     return Block(name, [each for each in segments if each.text], text.length - (end - begin))

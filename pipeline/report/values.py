@@ -37,7 +37,9 @@ class Vector:
     first: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f"{', '.join(map(format_figure, self.first))}, … ({self.width} numbers of norm {format_figure(self.norm)})"
+        return (
+            f"{', '.join(map(format_figure, self.first))}, … ({self.width} numbers of norm {format_figure(self.norm)})"
+        )
 
 
 def short_value(scalar: pa.Scalar) -> Any:
@@ -76,10 +78,10 @@ def _vector(scalar: pa.Scalar) -> Vector:
 def _other(scalar: pa.Scalar) -> Text:
     """Dates, bytes, maps and the like by how Python writes them."""
     try:
-        written = str(scalar.as_py())
+        told = str(scalar.as_py())
     except (ValueError, OverflowError):  # a date that Python has not
-        written = str(scalar)
-    return Text(written[:LONGEST_TEXT], len(written))
+        told = repr(scalar)
+    return Text(told[:LONGEST_TEXT], len(told))
 
 
 def cut(text: str, longest: int) -> str:
@@ -93,7 +95,9 @@ def written(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | float):
+    if isinstance(value, int):  # as it stands: it may be an id
+        return str(value)
+    if isinstance(value, float):
         return format_figure(value) if value == value and abs(value) != float("inf") else str(value)
     if isinstance(value, Text):
         return cut(value.start, LONGEST_FACT)

@@ -41,7 +41,9 @@ LOOK = """() => {
 
 def chromium_path() -> str | None:
     """The browser that is installed here, if there is one."""
-    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
 
 
 @contextmanager
