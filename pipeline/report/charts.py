@@ -19,6 +19,8 @@ WIDTH, HEIGHT = 330, 150
 MOST_BARS = 12
 LONGEST_LABEL = 24
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
+SHORT = "format(datum.value, '~s')"
+"""Labels such as 150k; the format alone would make 0k of 0."""
 ACCENT, INK, LINE = "var(--accent)", "var(--quiet)", "var(--line)"
 
 
@@ -34,7 +36,7 @@ def histogram(numbers: Numbers) -> str:
     drawn = chart.mark_bar(color=ACCENT, binSpacing=0.6).encode(
         x=alt.X("start:Q", scale=scale, axis=axis).bin("binned"),
         x2=alt.X2("stop:Q"),
-        y=alt.Y("rows:Q", axis=_count_axis("rows")),
+        y=alt.Y("rows:Q", axis=_count_axis("count")),
     )
     return _svg(drawn, f"Histogram: {numbers.title}")
 
@@ -102,11 +104,11 @@ def _time_axis(name: str, unit: str, longest: float) -> alt.X:
 
 def _format(bars: Sequence[Bar]) -> dict[str, str]:
     """Thousands as k and millions as M, where there are many of them."""
-    return {"format": "~s"} if max(abs(bars[0].start), abs(bars[-1].stop)) >= 10_000 else {}
+    return {"labelExpr": SHORT} if max(abs(bars[0].start), abs(bars[-1].stop)) >= 10_000 else {}
 
 
 def _count_axis(title: str) -> alt.Axis:
-    return alt.Axis(title=title, tickCount=4, domain=False, ticks=False, format="~s")
+    return alt.Axis(title=title, tickCount=4, domain=False, ticks=False, labelExpr=SHORT)
 
 
 def _data(rows: list[dict[str, Any]]) -> alt.InlineData:
@@ -143,6 +145,7 @@ STYLE: Mapping[str, Any] = {
         titleFontSize=11,
         titleFontWeight="normal",
         labelLimit=160,
+        labelSeparation=8,
     ),
     "text": alt.MarkConfig(fontSize=11),
 }

@@ -65,6 +65,8 @@ def _measures(short: str, column: str, kind: Any) -> list[Measure]:
             Numbers(column, "Entities of a row", partial(_plain, of=pc.list_value_length), whole=True),
             Numbers(column, "Score of an entity", lambda array: _plain(_item(array, "score"))),
         ]
+    if short == "choice":
+        return [Labels(column, title, _written)]
     listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     item = kind.value_type if listed else kind
     if types.is_integer(item) or types.is_floating(item):
@@ -85,6 +87,10 @@ def _plain(array: pa.Array, of: Callable[[pa.Array], pa.Array] | None = None) ->
 
 def _same(array: pa.Array) -> pa.Array:
     return array
+
+
+def _written(array: pa.Array) -> pa.Array:
+    return pc.cast(array, pa.string())
 
 
 def _flat(array: pa.Array) -> pa.Array:

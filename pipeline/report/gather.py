@@ -94,7 +94,7 @@ class Findings:
         for measure in (measure for step in self.steps for measure in step.measures):
             for ends in (getattr(measure, "lowest", ()), getattr(measure, "highest", ())):
                 found.update(place for _, place in ends)
-        for kind in self.errors.kinds.values() if self.errors else ():
+        for kind in self.errors.shown if self.errors else ():
             found.update(kind.examples)
         return found
 

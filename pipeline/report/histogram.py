@@ -18,6 +18,8 @@ Floats = npt.NDArray[np.float64]
 MOST_BINS = 4096
 FINEST = 30
 """The first bins are this many powers of two below the first values."""
+FINEST_DRAWN = 10
+"""Bars are at least this many powers of two below the values."""
 TAIL = 0.01
 """Share of the values at each end that may be left out of the drawing where they stretch it too far."""
 
@@ -90,18 +92,25 @@ class Histogram:
         if not self.count:
             return Drawn(())
         low, high = self._range()
-        width = max(self.width, 1.0) if whole else self.width
+        # Narrower bars would need labels that differ in their last digits only.
+        finest = 2.0 ** (math.frexp(max(abs(low), abs(high)))[1] - FINEST_DRAWN)
+        if 0 < high - low < finest and (low, high) == (self.low, self.high):
+            middle = (low + high) / 2
+            return Drawn((Bar(middle - finest / 2, middle + finest / 2, self.count),))
+        width = max(self.width, finest, 1.0 if whole else 0.0)
         while math.floor(high / width) - math.floor(low / width) >= most:
             width *= 2
+        return self._bars(low, high, width, whole)
+
+    def _bars(self, low: float, high: float, width: float, whole: bool) -> Drawn:
         first, last = math.floor(low / width), math.floor(high / width)
         if not whole and last > first and high == last * width:
             last -= 1  # the highest value closes the last bar instead of opening one of its own
         places = np.floor(self._bins * (self.width / width))
         places[places == last + 1] = last if high == (last + 1) * width else last + 1
         inside = (places >= first) & (places <= last)
-        counts = np.bincount(
-            (places[inside] - first).astype(int), weights=self._counts[inside], minlength=last - first + 1
-        )
+        bar_of = (places[inside] - first).astype(np.int64)
+        counts = np.bincount(bar_of, weights=self._counts[inside], minlength=last - first + 1)
         bars = tuple(Bar((first + i) * width, (first + i + 1) * width, int(each)) for i, each in enumerate(counts))
         below, above = (int(self._counts[side].sum()) for side in (places < first, places > last))
         return Drawn(bars, below, above)

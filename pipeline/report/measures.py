@@ -17,7 +17,8 @@ from pipeline.report.histogram import Floats, Histogram
 
 MOST_LABELS = 10_000
 LONGEST_LABEL = 120
-MOST_KINDS = 200
+MOST_KINDS, KINDS_SHOWN = 200, 20
+"""Kinds of errors that are told apart, and that are shown."""
 EXAMPLES = 3
 """Rows shown for each kind of error."""
 
@@ -146,9 +147,9 @@ class Errors:
                 kind.examples.append(Address(first.part, first.row + int(row)))
 
     @property
-    def count(self) -> int:
-        """Rows with an error."""
-        return sum(kind.count for kind in self.kinds.values())
+    def shown(self) -> list[Kind]:
+        """The most frequent kinds."""
+        return sorted(self.kinds.values(), key=lambda kind: -kind.count)[:KINDS_SHOWN]
 
 
 def kind_of(error: str) -> str:

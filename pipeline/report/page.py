@@ -17,7 +17,6 @@ from pipeline.report.overview import Pair
 from pipeline.report.rows import Shown, show
 from pipeline.report.values import cut
 
-MOST_KINDS = 20
 HEADINGS = {
     "score": "How likely is each text?",
     "generate": "How does each text go on?",
@@ -186,7 +185,6 @@ def _shown(findings: Findings, step: StepFindings, title: str, note: str, places
 def _errors(findings: Findings) -> list[KindOfError]:
     if findings.errors is None or not findings.steps:
         return []
-    kinds = sorted(findings.errors.kinds.values(), key=lambda kind: -kind.count)
     return [
         KindOfError(
             kind.text,
@@ -194,7 +192,7 @@ def _errors(findings: Findings) -> list[KindOfError]:
             overview.percent(kind.count, findings.totals.rows),
             [show(findings, _of(findings, kind.text), place) for place in kind.examples],
         )
-        for kind in kinds[:MOST_KINDS]
+        for kind in findings.errors.shown
     ]
 
 

@@ -31,6 +31,7 @@ from pipeline.report.gather import Findings, gather
 from pipeline.report.histogram import MOST_BINS, Histogram
 from pipeline.report.measures import Address, Extremes, Labels, Numbers
 from pipeline.report.overview import rates
+from pipeline.report.page import page as page_of
 from pipeline.report.steps import steps_of
 from pipeline.report.texts import blocks_of
 from pipeline.report.values import Text, short_value
@@ -200,9 +201,10 @@ def test_wild_rows_leave_the_page_small(tmp_path: Path) -> None:
         }
     )
     make_run(tmp_path, [table], {"text": "text"}, ["text", "note"], task="classify")
-    page = text_of(tmp_path)
+    findings = found(tmp_path)
+    page = page_of(findings)
     assert len(page.encode()) < FIVE_MB / 5
-    labels = next(each for each in found(tmp_path).steps[0].measures if isinstance(each, Labels))
+    labels = next(each for each in findings.steps[0].measures if isinstance(each, Labels))
     assert labels.counts.total() == rows
     assert max(map(len, labels.counts)) <= 120
     assert "2 infinite or not a number" in page
