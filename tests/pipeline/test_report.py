@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pyarrow import fs
 import pipeline.report as report
 from pipeline.cli import main
 from pipeline.footer import Footer
-from pipeline.locations import Location
+from pipeline.locations import locate
 from pipeline.plan import Plan
 from pipeline.report.folder import read_folder
 from pipeline.report.gather import Findings, gather
@@ -41,6 +41,25 @@ from tests.pipeline.test_store import store_at
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'</td></style>"
 FIVE_MB = 5_000_000
+
+
+SECRET = "very-secret-key"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket, as `s3://user:secret@bucket{}?query`, with a place for the path."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    query = f"scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1&allow_bucket_creation=true"
+    template = f"s3://user:{SECRET}@bucket{{}}?{query}"
+    filesystem, _ = fs.FileSystem.from_uri(template.format(""))
+    filesystem.create_dir("bucket")
+    yield template
+    server.stop()
 
 
 def written(*arguments: object) -> Result:
@@ -188,19 +207,25 @@ def test_what_rows_hold_is_text_and_nothing_else(tmp_path: Path) -> None:
     assert "default-src 'none'" in page
 
 
-def test_wild_rows_leave_the_page_small(tmp_path: Path) -> None:
+def wild_run(folder: Path) -> int:
+    """Cells of 10 million characters, hundreds of labels and kinds of errors, markup and controls; returns the rows."""
     rows = 400
     long = "é" * 10_000_000
     table = pa.table(
         {
             "text": [long if row == 7 else "\x00\u202e\n" * row for row in range(rows)],
-            "note": [long if row == 8 else f"note {row}" for row in range(rows)],
-            "label": [long if row == 9 else f"label {row}" for row in range(rows)],
+            "note": [long if row == 8 else EVIL for row in range(rows)],
+            "label": [long if row == 9 else f"{EVIL} {row}" for row in range(rows)],
             "score": pa.array([math.nan, math.inf, *(row / 7 for row in range(2, rows))], pa.float32()),
             "error": pa.array([long if row == 10 else f"kind {chr(200 + row)}" for row in range(rows)], pa.string()),
         }
     )
-    make_run(tmp_path, [table], {"text": "text"}, ["text", "note"], task="classify")
+    make_run(folder, [table], {"text": "text"}, ["text", "note"], task="classify")
+    return rows
+
+
+def test_wild_rows_leave_the_page_small(tmp_path: Path) -> None:
+    rows = wild_run(tmp_path)
     findings = found(tmp_path)
     page = page_of(findings)
     assert len(page.encode()) < FIVE_MB / 5
@@ -350,18 +375,22 @@ def test_the_report_goes_where_it_is_told(tmp_path: Path) -> None:
     assert "name another place by --output" in done.stderr
 
 
-def test_a_run_in_another_file_system_is_reported_into_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_on_s3_is_reported_into_the_working_directory_without_secrets(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Location(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run", False, "s3")
-    (tmp_path / "bucket" / "run" / "_pipeline").mkdir(parents=True)
-    score_run(Store(folder))
-    monkeypatch.setattr("pipeline.status.locate", lambda *_: folder)
-    monkeypatch.setattr("pipeline.report.folder.locate", lambda *_: folder)
+    score_run(Store(locate(bucket.format("/run"), "x")))
     monkeypatch.chdir(tmp_path)
-    done = written("s3://bucket/run")
+    done = written(bucket.format("/run"))
     assert done.exit_code == 0, done.output
-    assert "text number 59" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "text number 59" in page
+    assert "s3://bucket/run" in page
+    assert SECRET not in page
+    done = written(bucket.format("/run"), "--output", bucket.format("/there.html"))
+    assert done.stdout.strip() == "s3://bucket/there.html"
+    there = locate(bucket.format("/there.html"), "x")
+    with there.filesystem.open_input_stream(there.path) as stream:
+        assert stream.read().startswith(b"<!doctype html>")
 
 
 def test_without_the_library_that_draws_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from pipeline.preflight import prepare
 from pipeline.report import write_report
 from pipeline.worker import Worker
 from tests.pipeline.pages import SCHEMES, WIDTHS, browser, chromium_path, look
+from tests.pipeline.test_report import wild_run
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
@@ -62,6 +63,16 @@ def test_no_page_complains_overflows_or_puts_text_on_text(
             assert seen["outside"] == []
             assert seen["drawings"] >= 2
             assert seen["texts"] > 50
+
+
+def test_wild_rows_make_a_page_as_good_as_any(opened: Any, tmp_path: Path) -> None:
+    wild_run(tmp_path)
+    file = Path(write_report(str(tmp_path)))
+    for name, width in WIDTHS.items():
+        shots = os.environ.get("PIPELINE_SHOTS")
+        seen = look(opened, file, width, "light", Path(shots) / f"wild-{name}.png" if shots else None)
+        assert (seen["complaints"], seen["overlaps"], seen["outside"]) == ([], [], [])
+        assert seen["width"] <= width
 
 
 def test_the_look_finds_what_is_wrong_with_a_page(opened: Any, tmp_path: Path) -> None:
