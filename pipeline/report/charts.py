@@ -19,8 +19,8 @@ WIDTH, HEIGHT = 330, 150
 MOST_BARS = 12
 LONGEST_LABEL = 24
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
-SHORT = "format(datum.value, '~s')"
-"""Labels such as 150k; the format alone would make 0k of 0."""
+SHORT = "format(datum.value, abs(datum.value) < 1000 ? '~r' : '~s')"
+"""Labels such as 150k; the format alone would make 0k of 0 and 500m of a half."""
 ACCENT, INK, LINE = "var(--accent)", "var(--quiet)", "var(--line)"
 
 
@@ -72,7 +72,7 @@ def throughput(rates: Sequence[tuple[float, float, float]]) -> str:
         .encode(
             x=_time_axis("start", unit, rates[-1][1] / size).bin("binned"),
             x2=alt.X2("stop:Q"),
-            y=alt.Y("rate:Q", axis=_count_axis("rows a second")),
+            y=alt.Y("rate:Q", axis=_count_axis("rows a second", least=0.0)),
         )
     )
     return _svg(drawn, "Rows a second over time")
@@ -107,8 +107,8 @@ def _format(bars: Sequence[Bar]) -> dict[str, str]:
     return {"labelExpr": SHORT} if max(abs(bars[0].start), abs(bars[-1].stop)) >= 10_000 else {}
 
 
-def _count_axis(title: str) -> alt.Axis:
-    return alt.Axis(title=title, tickCount=4, domain=False, ticks=False, labelExpr=SHORT)
+def _count_axis(title: str, least: float = 1.0) -> alt.Axis:
+    return alt.Axis(title=title, tickCount=4, tickMinStep=least, domain=False, ticks=False, labelExpr=SHORT)
 
 
 def _data(rows: list[dict[str, Any]]) -> alt.InlineData:

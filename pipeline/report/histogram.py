@@ -61,7 +61,7 @@ class Histogram:
         self.total += float(values.sum())
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         if not self.width:
-            self.width = 2.0 ** (math.frexp(float(np.abs(values).max()) or 1.0)[1] - FINEST)
+            self.width = 2.0 ** (math.frexp(float(np.median(np.abs(values))) or 1.0)[1] - FINEST)
         self._fold(
             np.concatenate([self._bins, np.floor(values / self.width)]),
             np.concatenate([self._counts, np.ones(len(values), np.int64)]),
@@ -92,9 +92,8 @@ class Histogram:
         if not self.count:
             return Drawn(())
         low, high = self._range()
-        # Narrower bars would need labels that differ in their last digits only.
-        finest = 2.0 ** (math.frexp(max(abs(low), abs(high)))[1] - FINEST_DRAWN)
-        if 0 < high - low < finest and (low, high) == (self.low, self.high):
+        finest = _finest(low, high)
+        if 0 < high - low < finest:
             middle = (low + high) / 2
             return Drawn((Bar(middle - finest / 2, middle + finest / 2, self.count),))
         width = max(self.width, finest, 1.0 if whole else 0.0)
@@ -119,8 +118,15 @@ class Histogram:
         """All values, or without the tails where these would leave the others no room."""
         low, high = self.quantile(TAIL), self.quantile(1 - TAIL)
         wide = high - low
+        if wide < _finest(low, high):  # which has room for one bar alone
+            return self.low, self.high
         return (low if low - self.low > wide else self.low, high if self.high - high > wide else self.high)
 
     def __iter__(self) -> Iterator[tuple[float, int]]:
         """Each bin's left edge and count, ascending."""
         return zip((self._bins * self.width).tolist(), self._counts.tolist(), strict=True)
+
+
+def _finest(low: float, high: float) -> float:
+    """The narrowest bar: labels of narrower ones would differ in their last digits only."""
+    return float(2.0 ** (math.frexp(max(abs(low), abs(high)))[1] - FINEST_DRAWN))

@@ -48,7 +48,7 @@ def notices(findings: Findings) -> list[str]:
     if status.state == "stopped":
         told.append(f"The run is not finished: {status.reason or 'it was stopped'}".removesuffix(".") + ".")
     if status.state == "died":
-        told.append("The run is not finished: its driver is gone. The same `pipeline run` goes on from here.")
+        told.append("The run is not finished: its driver is gone. The same pipeline run goes on from here.")
     if not findings.totals.parts:
         told.append("No part is committed yet, so there are no rows to tell of.")
     if findings.left_out:
@@ -103,7 +103,7 @@ def _size(size: float) -> str:
 
 def _time_tile(findings: Findings) -> list[Tile]:
     began, ended = span(findings)
-    return [Tile("time", format_duration(ended - began), "from start to last part")] if ended else []
+    return [Tile("time", format_duration(ended - began), "from start to last part")] if ended > began else []
 
 
 def span(findings: Findings) -> tuple[float, float]:
@@ -196,7 +196,7 @@ def figures(findings: Findings) -> list[Pair]:
 
 
 ELSEWHERE = {"rows", "rows with an error", "output"}
-COUNTED = ("label ", "entities ")
+COUNTED = ("rows labelled ", "entities ")
 
 
 def _first(items: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:

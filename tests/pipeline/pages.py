@@ -59,9 +59,12 @@ def browser() -> Iterator[Any]:
             opened.close()
 
 
-def look(opened: Any, file: Path, width: int, scheme: str, shot: Path | None = None) -> dict[str, Any]:
-    """Open the page and measure it; `shot` is where its picture goes. Nothing may be asked of a network."""
-    page = opened.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+def looks(opened: Any, file: Path, shots: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Open the page and measure it at every width in light and dark; pictures go into `shots`.
+
+    What it asks of a network is a complaint.
+    """
+    page = opened.new_page()
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -69,9 +72,12 @@ def look(opened: Any, file: Path, width: int, scheme: str, shot: Path | None = N
     try:
         page.goto(file.as_uri())
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
-        seen: dict[str, Any] = {**page.evaluate(LOOK), "complaints": complaints}
-        if shot is not None:
-            page.screenshot(path=shot, full_page=True)
+        for name, width in WIDTHS.items():
+            page.set_viewport_size({"width": width, "height": 900})
+            for scheme in SCHEMES:
+                page.emulate_media(color_scheme=scheme)
+                yield {**page.evaluate(LOOK), "complaints": complaints}
+                if shots is not None:
+                    page.screenshot(path=shots / f"{file.stem}-{name}-{scheme}.png", full_page=True)
     finally:
         page.close()
-    return seen

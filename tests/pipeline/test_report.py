@@ -464,6 +464,23 @@ def test_the_bars_of_few_values_hold_them_all(values: list[float]) -> None:
     assert len(drawn.bars) <= 41
 
 
+def test_values_far_from_the_others_leave_them_their_bars_and_are_counted_beside() -> None:
+    held = Histogram()
+    held.add(np.array([*np.linspace(0, 0.99, 1000), -1e12, 1e12, 1e15]))
+    drawn = held.drawn()
+    assert (drawn.below, drawn.above) == (1, 2)
+    assert len(drawn.bars) > 15
+    assert drawn.bars[-1].stop - drawn.bars[0].start < 1.2
+
+
+def test_values_that_hardly_differ_are_one_bar() -> None:
+    held = Histogram()
+    held.add(np.array([0.99999997, 1.0, 1.00000003]))
+    (bar,) = held.drawn().bars
+    assert bar.start < 0.99999997 < 1.00000003 < bar.stop
+    assert bar.count == 3
+
+
 def test_whole_numbers_have_whole_bars() -> None:
     held = Histogram()
     held.add(np.array([0.0, 1.0, 1.0, 3.0]))

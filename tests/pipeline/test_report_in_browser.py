@@ -16,12 +16,13 @@ from pipeline.compose import load_job
 from pipeline.preflight import prepare
 from pipeline.report import write_report
 from pipeline.worker import Worker
-from tests.pipeline.pages import SCHEMES, WIDTHS, browser, chromium_path, look
+from tests.pipeline.pages import browser, chromium_path, looks
 from tests.pipeline.test_report import wild_run
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 ROWS, ROWS_PER_PART = 24, 6
+SHOTS = Path(folder) if (folder := os.environ.get("PIPELINE_SHOTS")) else None
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,12 @@ def done(job: Path, folder: Path) -> Path:
     worker.start()
     for part in waiting:
         worker.run(part)
-    return Path(write_report(str(folder)))
+    return Path(write_report(str(folder), str(folder.parent / f"{job.stem}.html")))
+
+
+def assert_sound(seen: dict[str, Any]) -> None:
+    assert (seen["complaints"], seen["overlaps"], seen["outside"]) == ([], [], [])
+    assert seen["width"] <= seen["screen"]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
@@ -52,27 +58,17 @@ def test_no_page_complains_overflows_or_puts_text_on_text(
 ) -> None:
     monkeypatch.chdir(ROOT)
     file = done(job, tmp_path / "out")
-    shots = os.environ.get("PIPELINE_SHOTS")
-    for name, width in WIDTHS.items():
-        for scheme in SCHEMES:
-            shot = Path(shots) / f"{job.stem}-{name}-{scheme}.png" if shots else None
-            seen = look(opened, file, width, scheme, shot)
-            assert seen["complaints"] == []
-            assert seen["width"] <= width == seen["screen"]
-            assert seen["overlaps"] == []
-            assert seen["outside"] == []
-            assert seen["drawings"] >= 2
-            assert seen["texts"] > 50
+    for seen in looks(opened, file, SHOTS):
+        assert_sound(seen)
+        assert seen["drawings"] >= 2
+        assert seen["texts"] > 50
 
 
 def test_wild_rows_make_a_page_as_good_as_any(opened: Any, tmp_path: Path) -> None:
     wild_run(tmp_path)
-    file = Path(write_report(str(tmp_path)))
-    for name, width in WIDTHS.items():
-        shots = os.environ.get("PIPELINE_SHOTS")
-        seen = look(opened, file, width, "light", Path(shots) / f"wild-{name}.png" if shots else None)
-        assert (seen["complaints"], seen["overlaps"], seen["outside"]) == ([], [], [])
-        assert seen["width"] <= width
+    file = Path(write_report(str(tmp_path), str(tmp_path / "wild.html")))
+    for seen in looks(opened, file, SHOTS):
+        assert_sound(seen)
 
 
 def test_the_look_finds_what_is_wrong_with_a_page(opened: Any, tmp_path: Path) -> None:
@@ -82,7 +78,7 @@ def test_the_look_finds_what_is_wrong_with_a_page(opened: Any, tmp_path: Path) -
         "<div style='width: 900px'>wide</div><script>console.log('hello')</script>"
         "<svg viewBox='0 0 50 20' width='50'><text x='20' y='10'>longer than its drawing</text></svg>"
     )
-    seen = look(opened, file, 390, "light")
+    seen = next(looks(opened, file))
     assert seen["complaints"] == ["hello"]
     assert seen["width"] > 390
     assert seen["overlaps"]
