@@ -35,6 +35,17 @@ MOST_NAMED = 50
 """Models, devices and the like that are told apart."""
 
 
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A part's rows, and when it was written; of a run there may be very many."""
+
+    source: str
+    start: int
+    rows: int
+    modified: float
+    """Unix seconds; 0 where the store does not tell."""
+
+
 @dataclass(slots=True)
 class Totals:
     """What the parts' footers say together."""
@@ -45,14 +56,14 @@ class Totals:
     figures: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Of model, revision, device, dtype and version: value -> parts."""
-    parts: list[tuple[Committed, Footer]] = field(default_factory=list)
+    parts: list[Range] = field(default_factory=list)
 
     def add(self, part: Committed, footer: Footer) -> None:
         """Count a part."""
         self.rows += footer.rows
         self.errors += footer.errors
         self.bytes += part.size
-        self.parts.append((part, footer))
+        self.parts.append(Range(sys.intern(footer.source), footer.start, footer.rows, part.modified))
         for name, value in footer.figures.items():
             self.figures[name] = self.figures.get(name, 0.0) + value
         for fact in ("model", "revision", "device", "dtype", "version"):
@@ -157,9 +168,9 @@ def _samples(totals: Totals) -> list[Address]:
     """Rows drawn from all, the same in every report of the same parts."""
     drawn = sorted(random.Random(SEED).sample(range(totals.rows), min(SAMPLES, totals.rows)))
     found, before = list[Address](), 0
-    for number, (_, footer) in enumerate(totals.parts):
-        found += [Address(number, row - before) for row in drawn if before <= row < before + footer.rows]
-        before += footer.rows
+    for number, part in enumerate(totals.parts):
+        found += [Address(number, row - before) for row in drawn if before <= row < before + part.rows]
+        before += part.rows
     return found
 
 

@@ -108,7 +108,7 @@ def _time_tile(findings: Findings) -> list[Tile]:
 
 def span(findings: Findings) -> tuple[float, float]:
     """When the run began and when its last part came, in Unix seconds; zeros where nothing tells."""
-    times = [part.modified for part, _ in findings.totals.parts if part.modified]
+    times = [part.modified for part in findings.totals.parts if part.modified]
     if not times:
         return 0.0, 0.0
     started = findings.folder.progress.get("started")
@@ -119,7 +119,7 @@ def span(findings: Findings) -> tuple[float, float]:
 def progress(findings: Findings) -> list[tuple[float, int]]:
     """Seconds since the start, and the rows that were done then: a point for each part; nothing of fewer than three."""
     began, ended = span(findings)
-    parts = sorted((part.modified, footer.rows) for part, footer in findings.totals.parts if part.modified)
+    parts = sorted((part.modified, part.rows) for part in findings.totals.parts if part.modified)
     if len(parts) < 3 or ended - parts[0][0] < 0.01:
         return []
     points, done = [(0.0, 0)], 0

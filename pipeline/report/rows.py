@@ -55,9 +55,9 @@ def show(findings: Findings, step: StepFindings, place: Address) -> Shown:
 
 def place_of(findings: Findings, place: Address) -> str:
     """Where the row stands in the input."""
-    _, footer = findings.totals.parts[place.part]
-    name = PurePosixPath(footer.source.rstrip("/")).name or footer.source
-    return f"{cut(name, LONGEST_FACT)}, row {footer.start + place.row:,}"
+    part = findings.totals.parts[place.part]
+    name = PurePosixPath(part.source.rstrip("/")).name or part.source
+    return f"{cut(name, LONGEST_FACT)}, row {part.start + place.row:,}"
 
 
 def _facts(values: Mapping[str, Any]) -> list[Fact]:
