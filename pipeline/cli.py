@@ -239,3 +239,19 @@ def push(
         click.echo(f"written to {folder}, as it would be in {repo}; nothing was uploaded")
     else:
         click.echo(str(upload(out, target, UploadWatch("there"), quietly=not debug)))
+
+
+@main.command()
+@click.argument("out", metavar="OUT")
+@click.option("--output", metavar="FILE", help="Where to write it, a path or URI. Default: OUT/_pipeline/report.html.")
+@_told
+def report(out: str, output: str | None, debug: bool) -> None:
+    """Write one HTML file about the run in folder OUT (a path or URI): histograms, samples, errors, speed.
+
+    The page loads nothing and runs no script. Of a run at a URI it is written to ./report.html.
+
+    Exit codes: 0 written, whatever the run's state; 1 a part can't be read; 2 OUT holds no run.
+    """
+    from pipeline.report import write_report
+
+    click.echo(write_report(out, output))
