@@ -40,9 +40,10 @@ def _told(function: Callable[..., None]) -> Callable[..., None]:
 def _job_command(function: Callable[..., None]) -> Callable[..., None]:
     """The arguments that every command over a job takes, and errors as one short paragraph on stderr."""
     folder = click.option("--conf", type=click.Path(path_type=Path), help="Folder of config groups, instead of conf/.")
+    as_of = click.option("--as-of", metavar="DATE", help="What ${now:…} in JOB stands for, instead of the present.")
     overrides = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
     return click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))(
-        overrides(folder(_told(function)))
+        overrides(folder(as_of(_told(function))))
     )
 
 
@@ -54,7 +55,7 @@ def main() -> None:
 
 @main.command()
 @_job_command
-def run(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool) -> None:
+def run(job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: str | None, debug: bool) -> None:
     """Run JOB, or go on where it stopped.
 
     KEY=VALUE changes an option of the job, such as score.stride=256 or model=gpt2-xl.
@@ -65,14 +66,14 @@ def run(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bo
     from pipeline.progress import print_summary
     from pipeline.run import run_job
 
-    outcome = run_job(load_job(job_file, overrides, conf), debug)
+    outcome = run_job(load_job(job_file, overrides, conf, as_of), debug)
     print_summary(outcome.summary)
     sys.exit(outcome.exit_code)
 
 
 @main.command("retry-errors")
 @_job_command
-def retry_errors(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool) -> None:
+def retry_errors(job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: str | None, debug: bool) -> None:
     """Do those rows of JOB's output again that carry an error; all other rows stay as they are.
 
     Only parts with such rows are written anew, each at once. Give the options that the run was begun with; those of
@@ -84,26 +85,28 @@ def retry_errors(job_file: Path, overrides: tuple[str, ...], conf: Path | None, 
     from pipeline.progress import print_summary
     from pipeline.run import run_job
 
-    outcome = run_job(load_job(job_file, overrides, conf), debug, retry=True)
+    outcome = run_job(load_job(job_file, overrides, conf, as_of), debug, retry=True)
     print_summary(outcome.summary)
     sys.exit(outcome.exit_code)
 
 
 @main.command()
 @_job_command
-def plan(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool) -> None:
+def plan(job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: str | None, debug: bool) -> None:
     """Show what JOB would do: parts, rows, tokens, output columns. Loads no weights, starts nothing, writes nothing."""
     from pipeline.compose import load_job
     from pipeline.preflight import prepare
     from pipeline.preview import describe
 
-    click.echo(describe(prepare(load_job(job_file, overrides, conf))))
+    click.echo(describe(prepare(load_job(job_file, overrides, conf, as_of))))
 
 
 @main.command()
 @_job_command
 @click.option("--json", "as_json", is_flag=True, help="One object of named figures instead of lines.")
-def verify(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool, as_json: bool) -> None:
+def verify(
+    job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: str | None, debug: bool, as_json: bool
+) -> None:
     """Check that JOB's output folder holds every row of the input once, and every byte as it was committed.
 
     Reads all of the output, and changes nothing. Give the options that the run was begun with.
@@ -116,7 +119,7 @@ def verify(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug:
     from pipeline.preflight import prepare
     from pipeline.verify import verify as check
 
-    verdict = check(prepare(load_job(job_file, overrides, conf), to_run=False))
+    verdict = check(prepare(load_job(job_file, overrides, conf, as_of), to_run=False))
     click.echo(json.dumps(verdict.to_json(), indent=2) if as_json else str(verdict))
     sys.exit(0 if verdict.sound else 1)
 
