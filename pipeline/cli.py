@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline import __version__
+from pipeline import __version__, log
 from pipeline.errors import PipelineError
 from pipeline.redaction import redact
 
@@ -21,17 +21,18 @@ def _told(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Show tracebacks and the workers' output.")
     @wraps(function)
     def command(**arguments: Any) -> None:
+        log.choose(arguments.pop("log_format", "auto"))
         try:
             function(**arguments)
         except PipelineError as error:
             if arguments["debug"]:
                 raise
-            click.echo(f"Error: {error}", err=True)
+            log.fail(str(error), error.exit_code, error.event)
             sys.exit(error.exit_code)
         except Exception as error:
             if arguments["debug"]:
                 raise
-            click.echo(f"Error: {type(error).__name__}: {redact(str(error))} (--debug shows where)", err=True)
+            log.fail(f"{type(error).__name__}: {redact(str(error))} (--debug shows where)", 1)
             sys.exit(1)
 
     return command
@@ -47,6 +48,15 @@ def _job_command(function: Callable[..., None]) -> Callable[..., None]:
     )
 
 
+_log_format = click.option(
+    "--log-format",
+    type=click.Choice(log.FORMATS),
+    default="auto",
+    show_default=True,
+    help="What stderr is told: auto: a live line on a terminal, else plain lines; plain: lines; json: an object a line.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
@@ -54,6 +64,7 @@ def main() -> None:
 
 
 @main.command()
+@_log_format
 @_job_command
 def run(job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: str | None, debug: bool) -> None:
     """Run JOB, or go on where it stopped.
@@ -63,15 +74,16 @@ def run(job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: st
     Exit codes: 0 every row done; 1 the run failed; 2 the job or the command line is wrong; 3 some rows have an error.
     """
     from pipeline.compose import load_job
-    from pipeline.progress import print_summary
+    from pipeline.progress import tell_summary
     from pipeline.run import run_job
 
     outcome = run_job(load_job(job_file, overrides, conf, as_of), debug)
-    print_summary(outcome.summary)
+    tell_summary(outcome.summary, outcome.exit_code)
     sys.exit(outcome.exit_code)
 
 
 @main.command("retry-errors")
+@_log_format
 @_job_command
 def retry_errors(job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: str | None, debug: bool) -> None:
     """Do those rows of JOB's output again that carry an error; all other rows stay as they are.
@@ -82,11 +94,11 @@ def retry_errors(job_file: Path, overrides: tuple[str, ...], conf: Path | None, 
     Exit codes: as of run; 0 where no row carries an error any more.
     """
     from pipeline.compose import load_job
-    from pipeline.progress import print_summary
+    from pipeline.progress import tell_summary
     from pipeline.run import run_job
 
     outcome = run_job(load_job(job_file, overrides, conf, as_of), debug, retry=True)
-    print_summary(outcome.summary)
+    tell_summary(outcome.summary, outcome.exit_code)
     sys.exit(outcome.exit_code)
 
 

@@ -54,14 +54,19 @@ class Status:
     """Who works here, or did when it died."""
 
 
-def read_status(output: str) -> Status:
-    """Look at the folder (a path or URI). Raises OutputRefused where it holds no run."""
+def read_status(output: str, wait: Callable[[float], object] = time.sleep) -> Status:
+    """Look at the folder (a path or URI). Raises OutputRefused where it holds no run.
+
+    Where only the renewal of a lease tells whether a driver on another host lives, that is waited for by `wait`.
+    """
     store = Store(locate(output, "OUT"))
     plan = store.read_record("plan.json")
     if plan is None or "fingerprint" not in plan:
         raise OutputRefused(f"{store.folder.uri} holds no run (no _pipeline/plan.json in it): give a run's output.path")
     held, told = lease.held(store), _progress(store)
-    state = _state(held, told)
+    state = (
+        "running" if held is not None and lease.lives(held, store, wait) else ENDED.get(told.get("state", ""), "died")
+    )
     names = store.listing()
     pattern = f"part-*-{plan['fingerprint'][:10]}.parquet"
     events = told.get("events") or [(None, None)]
@@ -79,7 +84,7 @@ def read_status(output: str) -> Status:
         errors=told.get("errors"),
         rows_a_second=told.get("rows_a_second"),
         tokens_a_second=told.get("tokens_a_second"),
-        seconds_left=_seconds_left(told, plan.get("rows")) if state == "running" else None,
+        seconds_left=told.get("seconds_left") if state == "running" else None,
         workers=told.get("workers") if state == "running" else 0,
         started=told.get("started"),
         updated=told.get("updated"),
@@ -94,17 +99,6 @@ def _progress(store: Store) -> dict[str, Any]:
         return store.read_record(PROGRESS) or {}
     except OutputRefused:
         return {}
-
-
-def _state(held: dict[str, Any] | None, told: dict[str, Any]) -> str:
-    if held is not None and lease.alive(held):
-        return "running"
-    return ENDED.get(told.get("state", ""), "died")
-
-
-def _seconds_left(told: dict[str, Any], total: int | None) -> float | None:
-    rate = told.get("rows_a_second")
-    return max(total - told["rows"], 0) / rate if rate and total is not None else None
 
 
 def _model(store: Store) -> str | None:
