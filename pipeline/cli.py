@@ -53,7 +53,7 @@ _log_format = click.option(
     type=click.Choice(log.FORMATS),
     default="auto",
     show_default=True,
-    help="What stderr is told: auto: a live line on a terminal, else plain lines; plain: lines; json: an object a line.",
+    help="What goes to stderr. auto: a live line on a terminal, else plain lines; json: one object a line.",
 )
 
 

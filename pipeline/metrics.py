@@ -1,12 +1,14 @@
 """What a run tells Ray's own metrics, which a node offers to Prometheus under `/metrics`, as `ray_pipeline_…`.
 
-They leave the driver's node, by Ray, about every ten seconds, where `ray[default]` is installed and Ray was started
-with it; elsewhere they go nowhere. What can't be counted never fails a run.
+Ray hands them on every ten seconds and when a command ends, where a node was started with `ray[default]` installed;
+elsewhere they go nowhere. That they can't be told never fails a run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from ray.util.metrics import Counter, Gauge
 
@@ -30,7 +32,10 @@ GAUGES = {
 
 
 class Metrics:
-    """The metrics of one command. Counters begin at zero with it: they count its work, not what was done before."""
+    """The metrics of one command, which live inside its `with` block.
+
+    Counters begin at zero with the command, and count its work, not what was done before; gauges end at zero.
+    """
 
     def __init__(self, plan: Plan, output: str, warn: Callable[[str, str], None]) -> None:
         self._tags = {"task": str(plan.identity.get("task")), "run": plan.fingerprint[:10], "output": output}
@@ -41,16 +46,27 @@ class Metrics:
         self._parts = 0
         self._broken = False
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._guarded(lambda: self._set(Pace(rows_per_second=0.0, tokens_per_second=0.0, seconds_left=0.0)))
+
     def committed(self) -> None:
         """Count a part that was put in place."""
         self._parts += 1
 
     def update(self, counts: Counts, pace: Pace) -> None:
         """Tell how the command gets on."""
+        self._guarded(lambda: self._tell(counts, pace))
+
+    def _guarded(self, tell: Callable[[], None]) -> None:
         if self._broken:
             return
         try:
-            self._tell(counts, pace)
+            tell()
         except Exception as error:  # Ray's, for which no run is to fail
             self._broken = True
             self._warn(f"no more metrics: {type(error).__name__}: {error}; the run goes on", "metrics_lost")
@@ -64,5 +80,8 @@ class Metrics:
             if value > self._told[name]:  # Ray refuses to add nothing
                 self._counters[name].inc(value - self._told[name], self._tags)
                 self._told[name] = value
+        self._set(pace)
+
+    def _set(self, pace: Pace) -> None:
         for name, gauge in self._gauges.items():
             gauge.set(getattr(pace, name), self._tags)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,7 +10,6 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from pipeline import log
 from pipeline.figures import format_duration, format_figure
@@ -102,17 +100,17 @@ class Watch:
 def tell_summary(figures: Figures, exit_code: int) -> None:
     """How a run ended: the closing table on stdout, or one object beside the others where those are told."""
     if log.as_json():
-        log.tell("finished", "finished", summary=figures, exit_code=exit_code)
+        rows = f"{figures['rows']} rows, {figures['rows with an error']} with an error"
+        log.tell(f"finished: {rows}", "finished", summary=figures, exit_code=exit_code)
     else:
         print_summary(figures)
 
 
 def print_summary(figures: Figures) -> None:
     """The closing table, on stdout."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    width = max(map(len, figures))
     for name, value in figures.items():
-        table.add_row(name, format_figure(value))
-    Console(file=sys.stdout, highlight=False, soft_wrap=True).print(table)
+        print(f"{name:<{width}}  {format_figure(value)}")
 
 
 def _share(part: int, whole: int) -> str:

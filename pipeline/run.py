@@ -152,7 +152,7 @@ def _drive(
         recorder.committed(report.part, report.counted)
         metrics.committed()
 
-    with stop.listening(), connected(prepared.job.cluster, debug):
+    with stop.listening(), connected(prepared.job.cluster, debug), metrics:
         stop.listen()  # only now: Ray takes SIGTERM for itself when it starts
         driver = Driver(prepared.spec, prepared.plan, waiting, prepared.num_gpus, tick, done, watch.warn, worker_class)
         if not driver.room() and not named_cluster(prepared.job):
