@@ -17,6 +17,8 @@ from pipeline.job_yaml import Place
 
 _UNSET = re.compile(r"Environment variable '(?P<name>.*)' not found")
 _RAISED = re.compile(r"^ValueError raised while resolving interpolation: (?P<what>.*)$", re.MULTILINE)
+_ENDS_A_URI = re.compile(r"""[\s'"]""")
+_HOLD_URIS = ("input", "output", "model", "cluster")
 
 
 @contextmanager
@@ -47,12 +49,36 @@ def mapping_of(composed: DictConfig, resolve: bool) -> dict[str, Any]:
 def resolved(composed: DictConfig, written: Mapping[str, Any]) -> dict[str, Any]:
     """The composed job with its interpolations resolved. Raises Unresolved, whose message shows no value of theirs."""
     try:
-        return mapping_of(composed, resolve=True)
+        mapping = mapping_of(composed, resolve=True)
+        for section in filter(mapping.__contains__, _HOLD_URIS):
+            _refuse_torn_uris(mapping[section], written[section], (section,))
+        return mapping
     except OmegaConfBaseException as error:
         if not error.full_key:
             raise
         place = _place(error.full_key)
         raise Unresolved(place, _explain(str(error), _at(written, place), str(written))) from error
+
+
+def _refuse_torn_uris(value: Any, written: Any, place: Place) -> None:
+    """What ends a URI in a text would end it in the middle of a secret, whose rest would then be shown."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_torn_uris(inner, written.get(key) if isinstance(written, dict) else written, (*place, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_torn_uris(inner, written[index] if isinstance(written, list) else written, (*place, index))
+    elif "${" in str(written) and _is_torn(str(value)):
+        raise Unresolved(
+            place, f"{written!r} brings white space or a quotation mark into a URI: percent-encode it where it is set"
+        )
+
+
+def _is_torn(uri: str) -> bool:
+    """Whether a user or a query goes on behind what ends a URI in a text."""
+    rest = uri.partition("://")[2]
+    end = _ENDS_A_URI.search(rest)
+    return end is not None and ("@" in rest[end.start() :] or "?" in rest[: end.start()])
 
 
 def _place(full_key: str) -> Place:

@@ -223,6 +223,24 @@ def test_an_interpolation_that_fails_on_a_secret_does_not_show_it(write_job: Job
     assert "hunter2" not in result.output
 
 
+@pytest.mark.parametrize("secret", ['hun"ter2', "hun ter2", "h'un'ter2", "hunter2\n"])
+@pytest.mark.parametrize("uri", ["s3://key:${oc.env:ODD}@bucket/x", "s3://bucket/x?secret_key=${.prefix}"])
+def test_a_secret_that_would_end_its_uri_is_refused_and_not_shown(
+    write_job: JobWriter, monkeypatch: pytest.MonkeyPatch, secret: str, uri: str
+) -> None:
+    monkeypatch.setenv("ODD", secret)
+    result = invoke("plan", write_job(output={"path": uri, "prefix": "${oc.env:ODD}"}))
+    refused(result, "output.path: ", "percent-encode it where it is set")
+    assert "ter2" not in result.output
+
+
+def test_a_path_with_a_space_may_come_from_the_environment(
+    write_job: JobWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", "file:///disk/my rows/a.parquet")
+    assert loaded(write_job(output={"path": "${oc.env:PLACE}"})).output.path == "file:///disk/my rows/a.parquet"
+
+
 @pytest.mark.parametrize("as_of", ["2026-03-01", "2026-03-02"])
 def test_the_fingerprint_is_not_of_the_date_in_the_output(write_job: JobWriter, tmp_path: Path, as_of: str) -> None:
     job = write_job(output={"path": str(tmp_path / "${now:}")})
