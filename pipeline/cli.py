@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline import __version__
+from pipeline import __version__, log
 from pipeline.errors import PipelineError
 from pipeline.redaction import redact
 
@@ -21,17 +21,18 @@ def _told(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Show tracebacks and the workers' output.")
     @wraps(function)
     def command(**arguments: Any) -> None:
+        log.choose(arguments.pop("log_format", "auto"))
         try:
             function(**arguments)
         except PipelineError as error:
             if arguments["debug"]:
                 raise
-            click.echo(f"Error: {error}", err=True)
+            log.fail(str(error), error.exit_code, error.event)
             sys.exit(error.exit_code)
         except Exception as error:
             if arguments["debug"]:
                 raise
-            click.echo(f"Error: {type(error).__name__}: {redact(str(error))} (--debug shows where)", err=True)
+            log.fail(f"{type(error).__name__}: {redact(str(error))} (--debug shows where)", 1)
             sys.exit(1)
 
     return command
@@ -40,10 +41,20 @@ def _told(function: Callable[..., None]) -> Callable[..., None]:
 def _job_command(function: Callable[..., None]) -> Callable[..., None]:
     """The arguments that every command over a job takes, and errors as one short paragraph on stderr."""
     folder = click.option("--conf", type=click.Path(path_type=Path), help="Folder of config groups, instead of conf/.")
+    as_of = click.option("--as-of", metavar="DATE", help="What ${now:…} in JOB stands for, instead of the present.")
     overrides = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
     return click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))(
-        overrides(folder(_told(function)))
+        overrides(folder(as_of(_told(function))))
     )
+
+
+_log_format = click.option(
+    "--log-format",
+    type=click.Choice(log.FORMATS),
+    default="auto",
+    show_default=True,
+    help="What goes to stderr. auto: a live line on a terminal, else plain lines; json: one object a line.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,8 +64,9 @@ def main() -> None:
 
 
 @main.command()
+@_log_format
 @_job_command
-def run(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool) -> None:
+def run(job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: str | None, debug: bool) -> None:
     """Run JOB, or go on where it stopped.
 
     KEY=VALUE changes an option of the job, such as score.stride=256 or model=gpt2-xl.
@@ -62,17 +74,18 @@ def run(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bo
     Exit codes: 0 every row done; 1 the run failed; 2 the job or the command line is wrong; 3 some rows have an error.
     """
     from pipeline.compose import load_job
-    from pipeline.progress import print_summary
+    from pipeline.progress import tell_summary
     from pipeline.run import run_job
 
-    outcome = run_job(load_job(job_file, overrides, conf), debug)
-    print_summary(outcome.summary)
+    outcome = run_job(load_job(job_file, overrides, conf, as_of), debug)
+    tell_summary(outcome.summary, outcome.exit_code)
     sys.exit(outcome.exit_code)
 
 
 @main.command("retry-errors")
+@_log_format
 @_job_command
-def retry_errors(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool) -> None:
+def retry_errors(job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: str | None, debug: bool) -> None:
     """Do those rows of JOB's output again that carry an error; all other rows stay as they are.
 
     Only parts with such rows are written anew, each at once. Give the options that the run was begun with; those of
@@ -81,29 +94,31 @@ def retry_errors(job_file: Path, overrides: tuple[str, ...], conf: Path | None, 
     Exit codes: as of run; 0 where no row carries an error any more.
     """
     from pipeline.compose import load_job
-    from pipeline.progress import print_summary
+    from pipeline.progress import tell_summary
     from pipeline.run import run_job
 
-    outcome = run_job(load_job(job_file, overrides, conf), debug, retry=True)
-    print_summary(outcome.summary)
+    outcome = run_job(load_job(job_file, overrides, conf, as_of), debug, retry=True)
+    tell_summary(outcome.summary, outcome.exit_code)
     sys.exit(outcome.exit_code)
 
 
 @main.command()
 @_job_command
-def plan(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool) -> None:
+def plan(job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: str | None, debug: bool) -> None:
     """Show what JOB would do: parts, rows, tokens, output columns. Loads no weights, starts nothing, writes nothing."""
     from pipeline.compose import load_job
     from pipeline.preflight import prepare
     from pipeline.preview import describe
 
-    click.echo(describe(prepare(load_job(job_file, overrides, conf))))
+    click.echo(describe(prepare(load_job(job_file, overrides, conf, as_of))))
 
 
 @main.command()
 @_job_command
 @click.option("--json", "as_json", is_flag=True, help="One object of named figures instead of lines.")
-def verify(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug: bool, as_json: bool) -> None:
+def verify(
+    job_file: Path, overrides: tuple[str, ...], conf: Path | None, as_of: str | None, debug: bool, as_json: bool
+) -> None:
     """Check that JOB's output folder holds every row of the input once, and every byte as it was committed.
 
     Reads all of the output, and changes nothing. Give the options that the run was begun with.
@@ -116,7 +131,7 @@ def verify(job_file: Path, overrides: tuple[str, ...], conf: Path | None, debug:
     from pipeline.preflight import prepare
     from pipeline.verify import verify as check
 
-    verdict = check(prepare(load_job(job_file, overrides, conf), to_run=False))
+    verdict = check(prepare(load_job(job_file, overrides, conf, as_of), to_run=False))
     click.echo(json.dumps(verdict.to_json(), indent=2) if as_json else str(verdict))
     sys.exit(0 if verdict.sound else 1)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import ray
 import ray._private.worker
-from rich.console import Console
 
 import gpt2model
 import pipeline
+from pipeline import log
 from pipeline.cores import available_cpus
 from pipeline.errors import JobError, PipelineError
 from pipeline.job import ClusterOptions
@@ -146,10 +146,10 @@ def _answers(door: tuple[str, int]) -> bool:
 
 
 def _give_up(ray_name: str, silent: str) -> None:
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    console.show_cursor()
-    console.print(
-        f"Error: {ray_name} is gone: its {silent} has not answered for {GONE_SECONDS:.0f} s. What was committed stays: "
-        "the same command goes on from there, on any Ray that runs"
+    log.console().show_cursor()
+    log.fail(
+        f"{ray_name} is gone: its {silent} has not answered for {GONE_SECONDS:.0f} s. What was committed stays: "
+        "the same command goes on from there, on any Ray that runs",
+        exit_code=1,
     )
     os._exit(1)

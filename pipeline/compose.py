@@ -13,16 +13,18 @@ import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
+from pipeline.dates import moment
 from pipeline.errors import JobError
+from pipeline.interpolation import Unresolved, mapping_of, now_is, resolved
 from pipeline.job import Job
 from pipeline.job_yaml import Place, line_of, read_yaml
 from pipeline.redaction import redact_all
@@ -41,17 +43,21 @@ class Override:
     hydra: str
 
 
-def load_job(job_file: Path, overrides: Sequence[str] = (), conf: Path | None = None) -> Job:
+def load_job(job_file: Path, overrides: Sequence[str] = (), conf: Path | None = None, as_of: str | None = None) -> Job:
     """Compose `job_file` with `overrides` and validate it.
 
     `conf` holds the config groups; when None it is looked for beside the job file's folder, then in the working
-    directory. Raises JobError, naming key, value, place and remedy.
+    directory. `as_of` is the date, or date and time, that `${now:…}` stands for; None: the present. Raises JobError,
+    naming key, value, place and remedy.
     """
-    return compose_job(job_file, overrides, conf)[0]
+    return compose_job(job_file, overrides, conf, as_of)[0]
 
 
-def compose_job(job_file: Path, overrides: Sequence[str] = (), conf: Path | None = None) -> tuple[Job, dict[str, Any]]:
+def compose_job(
+    job_file: Path, overrides: Sequence[str] = (), conf: Path | None = None, as_of: str | None = None
+) -> tuple[Job, dict[str, Any]]:
     """As `load_job`; also gives the job as it was composed: whole without groups, its interpolations unresolved."""
+    now = moment(as_of)
     if not job_file.is_file():
         raise JobError(f"{job_file}: there is no such job file; give the path of a .yaml file, such as jobs/score.yaml")
     if job_file.suffix not in {".yaml", ".yml"}:
@@ -59,7 +65,7 @@ def compose_job(job_file: Path, overrides: Sequence[str] = (), conf: Path | None
     conf = _conf_folder(job_file, conf)
     text = _read_job(job_file)
     parsed = [_override(each, conf, text) for each in overrides]
-    written, mapping = _compose(job_file, parsed, conf)
+    written, mapping = _compose(job_file, parsed, conf, now)
     for each in (written, mapping):
         _order_steps(each, text)
     try:
@@ -119,22 +125,28 @@ def _value(value: str) -> str:
     return f"'{escaped}'"
 
 
-def _compose(job_file: Path, overrides: Sequence[Override], conf: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _compose(
+    job_file: Path, overrides: Sequence[Override], conf: Path | None, now: datetime
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The composed job as written, and with its interpolations resolved."""
     arguments = [each.hydra for each in overrides]
     if conf is not None:
         arguments.insert(0, f"hydra.searchpath=[{_value(f'file://{conf}')}]")
     try:
-        with warnings.catch_warnings(), initialize_config_dir(str(job_file.resolve().parent), version_base=None):
+        folder = str(job_file.resolve().parent)
+        with warnings.catch_warnings(), initialize_config_dir(folder, version_base=None), now_is(now):
             # Without `_self_` the job file comes after its groups, which is what a job means by naming an option.
             warnings.filterwarnings("ignore", "In .*: Defaults list is missing `_self_`", UserWarning)
             warnings.filterwarnings("ignore", ".* is deprecated", UserWarning)
             composed = compose(job_file.stem, arguments)
-            written = _mapping(composed, resolve=False)
+            written = mapping_of(composed, resolve=False)
             _refuse_growth(written, job_file)
-            return written, _mapping(composed, resolve=True)
+            return written, resolved(composed, written)
     except JobError:
         raise
+    except Unresolved as error:
+        place = _place(error.place, job_file, overrides, conf)
+        raise JobError(f"{place}: {'.'.join(map(str, error.place))}: {error}") from error
     except Exception as error:  # beside their own, Hydra and OmegaConf let through what their internals raise
         lines = [line.strip() for line in str(error).split("Config search path")[0].splitlines() if line.strip()]
         message = " ".join(lines) or f"can't be composed ({type(error).__name__})"
@@ -149,16 +161,10 @@ def _order_steps(mapping: dict[str, Any], job: Mapping[str, Any]) -> None:
         mapping["steps"] = {name: steps[name] for name in dict.fromkeys([*named, *steps]) if name in steps}
 
 
-def _mapping(composed: DictConfig, resolve: bool) -> dict[str, Any]:
-    mapping = OmegaConf.to_container(composed, resolve=resolve)
-    assert isinstance(mapping, dict)
-    return {str(key): value for key, value in mapping.items()}
-
-
 def _refuse_growth(written: Mapping[str, Any], job_file: Path) -> None:
     """Interpolations that double each other grow a few lines without bound: n of them to 3^(n/3) times at the worst."""
     text = str(written)
-    count = text.count("${") - text.count("${oc.env:")
+    count = text.count("${") - text.count("${oc.env:") - text.count("${now:")
     if len(text) * 3 ** (count / 3) > LARGEST:
         raise JobError(f"{job_file}: {count} interpolations of other keys are too many: write values out")
 

@@ -75,7 +75,7 @@ class Driver:
         num_gpus: float,
         tick: Callable[[Driver], None],
         done: Callable[[PartReport], None],
-        tell: Callable[[str], None],
+        tell: Callable[[str, str], None],
         worker_class: type[Worker] = Worker,
     ) -> None:
         self.plan = plan
@@ -259,7 +259,7 @@ class Driver:
         self.ended = time.monotonic()
         self.done(report)
         for row, why in part.set_aside.items():
-            self._note(f"{part.split.name}, row {row} is set aside: {why}")
+            self._note(f"{part.split.name}, row {row} is set aside: {why}", "row_set_aside")
         following = None if part.retry else self.plan.following(part, report.counted.rows)
         if following is not None:
             # To the same worker, where the shard stands open at this very row.
@@ -303,9 +303,9 @@ class Driver:
                 assignment.died(death.reason, alone, self.cluster.attempts)
             self._give_up(assignment, death) if assignment.given_up else self._waiting.appendleft(assignment)
 
-    def _note(self, event: str) -> None:
-        self.events.append((time.time(), event))
-        self.tell(event)
+    def _note(self, message: str, event: str) -> None:
+        self.events.append((time.time(), message))
+        self.tell(message, event)
 
     def _give_up(self, assignment: Assignment, death: Death | None = None) -> None:
         if death is not None and self._deaths >= DEATHS_IN_A_ROW:
@@ -318,7 +318,7 @@ class Driver:
     def _count_death(self, seat: _Seat, death: Death) -> None:
         """Raise WorkerError where workers die whatever they are given."""
         had = f", and goes on with its {len(seat.parts)} parts" if seat.parts else ""
-        self._note(f"a worker is gone: {death.reason}. Another takes its place{had}")
+        self._note(f"a worker is gone: {death.reason}. Another takes its place{had}", "worker_lost")
         if death.innocent:
             return
         self._deaths += 1

@@ -22,6 +22,8 @@ class PipelineError(Exception):
     """Root of everything pipeline raises on purpose; the command line prints it without a traceback."""
 
     exit_code = 1
+    event = "failed"
+    """What a log in JSON calls it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(message))
@@ -67,3 +69,5 @@ class PartAbandoned(PipelineError):
 
 class Interrupted(PipelineError):
     """Ctrl-C or SIGTERM."""
+
+    event = "interrupted"

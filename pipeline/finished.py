@@ -75,7 +75,7 @@ def read_finished(output: str) -> FinishedRun:
 def _ended(store: Store) -> dict[str, Any]:
     """The figures of the run. Raises OutputRefused where it goes on, or has not come to its end."""
     held = lease.held(store)
-    if held is not None and lease.alive(held):
+    if held is not None and lease.lives(held, store):
         raise OutputRefused(
             f"{store.folder.uri}: its run goes on (process {held['pid']} on {held['host']}): "
             "wait for its end, which `pipeline status` tells"

@@ -49,3 +49,9 @@ def _refusal(folder: str, differences: list[str]) -> str:
         f"output.path {folder} holds another run: {'; '.join(differences[:5])}{more}. "
         f"Run with the options it was begun with, or give a new output.path{follows}"
     )
+
+
+def tasks_of(identity: Mapping[str, Any]) -> str | None:
+    """The task of a run, or those of its steps; None where the identity names none."""
+    steps = identity.get("steps", {})
+    return ", ".join(steps[name]["task"] for name in identity.get("order", [])) if steps else identity.get("task")

@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pipeline import log
 from pipeline.errors import LeaseHeld, OutputRefused, PipelineError, StoreError
 from pipeline.retries import ONCE, explain
 from pipeline.store import STAGING, Store
@@ -35,6 +35,8 @@ SETTLE_SECONDS = 1.0
 """On an object store, which creates no object only where there is none: time for another's write to arrive."""
 RENEWALS = 4
 """Times that a lease is renewed in its life, so that three may fail."""
+LOOK_SECONDS = 0.5
+"""Between two looks at a lease of which only its renewal can tell whether its holder lives."""
 
 
 TAKEN = "was taken over by another driver, since this one was not heard of"
@@ -115,7 +117,7 @@ class Lease:
                 f"output.path {self.store.folder.uri} is being written by {who} "
                 f"(its lease runs another {left:.0f} s): wait for it, or stop it first"
             )
-        print(f"waiting {1.25 * seconds:.0f} s to see whether {who} still writes this output", file=sys.stderr)
+        log.tell(f"waiting {1.25 * seconds:.0f} s to see whether {who} still writes this output", "waiting")
         for _ in range(RENEWALS + 1):
             self._wait(seconds / RENEWALS)
             found = held(self.store)
@@ -208,9 +210,25 @@ def _alone(store: Store) -> Iterator[None]:
         yield
 
 
-def alive(held: Mapping[str, Any]) -> bool:
-    """Whether the lease that `lease.json` tells of still keeps others out."""
-    return float(held["expires"]) > time.time() and not _dead_here(held)
+def lives(held_before: Mapping[str, Any], store: Store, wait: Callable[[float], object] = time.sleep) -> bool:
+    """Whether the holder that `lease.json` told of still works on the folder; writes nothing.
+
+    On this host its process tells. Of a lease that by another host's clock has run out, or runs for longer than any
+    does, nothing follows: it is watched until it is renewed, or was due to be half as long again.
+    """
+    if held_before["host"] == _host():
+        return not _dead_here(held_before)
+    if held_before == TORN:
+        return False
+    seconds = float(held_before.get("seconds", SECONDS))
+    if 0 < float(held_before["expires"]) - time.time() <= seconds:
+        return True
+    for _ in range(round(1.5 * seconds / RENEWALS / LOOK_SECONDS)):
+        wait(LOOK_SECONDS)
+        found = held(store)
+        if found != held_before:
+            return found is not None
+    return False
 
 
 def _dead_here(held: Mapping[str, Any]) -> bool:

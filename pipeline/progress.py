@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from pipeline import log
 from pipeline.figures import format_duration, format_figure
+from pipeline.pace import Pace, pace_of
 from pipeline.worker import Counts
 
 LOG_SECONDS = 10.0
+Figures = Mapping[str, float | int | str | None]
 
 
 class Watch:
     """Shows rows, tokens a second, padding, time left and errors, on stderr."""
 
     def __init__(self, total: int | None, done: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or log.console()
         self.total, self.before = total, done
-        self.began = time.monotonic()
-        self.first: tuple[float, Counts] | None = None
         self.counts = Counts()
+        self.pace = Pace(done, total)
+        self._first: float | None = None
+        """Monotonic seconds when the first worker was ready."""
         self._logged = 0.0
-        self._workers = 0
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -50,54 +52,65 @@ class Watch:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.first is not None:
-            self._log_progress(self._figures(time.monotonic(), self._workers))
+        elif self._first is not None:
+            self._log_progress()
 
-    def update(self, counts: Counts, workers: int) -> None:
-        """Take in what all workers have done so far in this run."""
+    def update(self, counts: Counts, workers: int) -> Pace:
+        """Take in what all workers have done so far in this run; returns how it gets on."""
         now = time.monotonic()
-        if self.first is None and workers:
-            self.first = (now, counts)
-        self.counts, self._workers = counts, workers
-        figures = self._figures(now, workers)
+        if self._first is None and workers:
+            self._first = now
+        seconds = None if self._first is None else max(now - self._first, 1e-9)
+        self.counts, self.pace = counts, pace_of(counts, self.before, self.total, seconds, workers)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.before + counts.rows, figures=figures)
+            self._bar.update(self._task, completed=self.pace.rows, figures=self._figures())
         elif now - self._logged >= LOG_SECONDS:
             self._logged = now
-            self._log_progress(figures)
+            self._log_progress()
+        return self.pace
 
-    def log(self, message: str) -> None:
-        """One line, with the time of day where it goes to a log."""
+    def log(self, message: str, event: str = "note", level: str = "info", **figures: Any) -> None:
+        """One line, with the time of day where it goes to a log; `log.tell` says what of it is told as JSON."""
+        if log.as_json():
+            log.tell(message, event, level, **figures)
+            return
         stamp = "" if self.console.is_terminal else time.strftime("%H:%M:%S ")
         self.console.print(f"{stamp}{message}", markup=False, highlight=False, soft_wrap=True)
 
-    def _log_progress(self, figures: str) -> None:
-        total = f" of {self.total:,}" if self.total is not None else ""
-        self.log(f"{self.before + self.counts.rows:,}{total} rows, {figures}")
+    def warn(self, message: str, event: str) -> None:
+        """One line on what should not happen often."""
+        self.log(message, event, "warning")
 
-    def _figures(self, now: float, workers: int) -> str:
-        if self.first is None:
+    def _log_progress(self) -> None:
+        total = f" of {self.total:,}" if self.total is not None else ""
+        self.log(f"{self.pace.rows:,}{total} rows, {self._figures()}", "progress", **asdict(self.pace))
+
+    def _figures(self) -> str:
+        pace, slots = self.pace, self.counts.slots
+        if pace.tokens_per_second is None:
             return "starting workers"
-        seconds = max(now - self.first[0], 1e-9)
-        counts = self.counts
-        parts = [
-            f"{counts.tokens / seconds:,.0f} tokens/s",
-            f"padding {_share(counts.slots - counts.tokens, counts.slots)}",
-        ]
-        if self.total and counts.rows:
-            left = self.total - self.before - counts.rows
-            parts.append(f"{format_duration(left * seconds / counts.rows)} left")
-        parts.append(f"{counts.errors:,} errors")
-        parts.append(f"{workers} worker{'s' if workers != 1 else ''}")
+        parts = [f"{pace.tokens_per_second:,.0f} tokens/s", f"padding {_share(slots - pace.tokens, slots)}"]
+        if pace.seconds_left is not None:
+            parts.append(f"{format_duration(pace.seconds_left)} left")
+        parts.append(f"{pace.errors:,} errors")
+        parts.append(f"{pace.workers} worker{'s' if pace.workers != 1 else ''}")
         return ", ".join(parts)
 
 
-def print_summary(figures: Mapping[str, float | int | str | None]) -> None:
+def tell_summary(figures: Figures, exit_code: int) -> None:
+    """How a run ended: the closing table on stdout, or one object beside the others where those are told."""
+    if log.as_json():
+        rows = f"{figures['rows']} rows, {figures['rows with an error']} with an error"
+        log.tell(f"finished: {rows}", "finished", summary=figures, exit_code=exit_code)
+    else:
+        print_summary(figures)
+
+
+def print_summary(figures: Figures) -> None:
     """The closing table, on stdout."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    width = max(map(len, figures))
     for name, value in figures.items():
-        table.add_row(name, format_figure(value))
-    Console(file=sys.stdout, highlight=False, soft_wrap=True).print(table)
+        print(f"{name:<{width}}  {format_figure(value)}")
 
 
 def _share(part: int, whole: int) -> str:

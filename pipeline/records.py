@@ -105,7 +105,7 @@ class Recorder:
         self._before = (self.tally.rows, self.tally.errors)
         self.content |= {"rows": self.tally.rows, "errors": self.tally.errors}
 
-    def update(self, driver: Driver) -> None:
+    def update(self, driver: Driver, seconds_left: float | None = None) -> None:
         """Write down what the driver says, where the last time is long enough ago and has come to its end."""
         counts = driver.counts
         rows, errors = (self.tally.rows, self.tally.errors) if self.retry else self._so_far(counts)
@@ -116,6 +116,7 @@ class Recorder:
             "tokens": counts.tokens,
             "rows_a_second": counts.rows / seconds if seconds else None,
             "tokens_a_second": counts.tokens / seconds if seconds else None,
+            "seconds_left": seconds_left,
             "workers": driver.workers,
             "events": list(getattr(driver, "events", ()))[-MOST_EVENTS:],
         }

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from types import FrameType
 from typing import Any
@@ -20,6 +20,7 @@ from pipeline.index import Counted
 from pipeline.job import Job, TaskSections
 from pipeline.lease import Lease
 from pipeline.locations import redact_all
+from pipeline.metrics import Metrics
 from pipeline.plan import Part
 from pipeline.preflight import Prepared, named_cluster, prepare
 from pipeline.progress import Watch
@@ -77,12 +78,13 @@ def _run(prepared: Prepared, lease: Lease, debug: bool, worker_class: type[Worke
         waiting = _failed_only(left, failed) if retry else left
         before = Counted(tally.rows, tally.errors, {})
         with Watch(*((before.errors, 0) if retry else (plan.rows, before.rows))) as watch:
-            watch.log(f"{plan.fingerprint[:10]}: {_told(prepared, tally.rows)}; output in {store.folder.uri}")
+            line = f"{plan.fingerprint[:10]}: {_told(prepared, tally.rows)}; output in {store.folder.uri}"
+            watch.log(line, "started", run=plan.fingerprint, output=store.folder.uri, **asdict(watch.pace))
             if prepared.growth is not None and retry:
-                waiting = prepared.growth.readable(waiting, watch.log)
+                waiting = prepared.growth.readable(waiting, lambda line: watch.warn(line, "rows_left"))
             elif prepared.growth is not None:
                 for note in prepared.growth.notes():
-                    watch.log(note)
+                    watch.warn(note, "input_changed")
             first, driver = next(waiting, None), None
             if first is not None:
                 watchers = (watch, recorder, lease, stop)
@@ -146,22 +148,25 @@ def _drive(
     worker_class: type[Worker],
 ) -> Driver:
     watch, recorder, lease, stop = watchers
+    metrics = Metrics(prepared.plan, prepared.store.folder.uri, watch.warn)
 
     def tick(driver: Driver) -> None:
         driver.stopping |= stop.asked
         lease.check()
-        watch.update(driver.counts, driver.workers)
-        recorder.update(driver)
+        pace = watch.update(driver.counts, driver.workers)
+        recorder.update(driver, pace.seconds_left)
+        metrics.update(driver.counts, pace)
 
     def done(report: PartReport) -> None:
         if report.part.retry:
             tally.remove(failed[report.part.name][1])
         tally.add(report.counted)
         recorder.learnt(report.part.name, report.stamp, report.counted)
+        metrics.committed()
 
-    with stop.listening(), connected(prepared.job.cluster, debug):
+    with stop.listening(), connected(prepared.job.cluster, debug), metrics:
         stop.listen()  # only now: Ray takes SIGTERM for itself when it starts
-        driver = Driver(prepared.spec, prepared.plan, waiting, prepared.num_gpus, tick, done, watch.log, worker_class)
+        driver = Driver(prepared.spec, prepared.plan, waiting, prepared.num_gpus, tick, done, watch.warn, worker_class)
         if not driver.room() and not named_cluster(prepared.job):
             takes = ", ".join(_amount(name, amount) for name, amount in driver.needs.items())
             raise WorkerError(

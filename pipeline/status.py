@@ -17,6 +17,7 @@ from rich.text import Text
 from pipeline import lease
 from pipeline.errors import OutputRefused
 from pipeline.figures import format_duration, format_figure
+from pipeline.identity import tasks_of
 from pipeline.locations import locate
 from pipeline.records import PROGRESS
 from pipeline.store import Store
@@ -54,21 +55,26 @@ class Status:
     """Who works here, or did when it died."""
 
 
-def read_status(output: str) -> Status:
-    """Look at the folder (a path or URI). Raises OutputRefused where it holds no run."""
+def read_status(output: str, wait: Callable[[float], object] = time.sleep) -> Status:
+    """Look at the folder (a path or URI). Raises OutputRefused where it holds no run.
+
+    Where only the renewal of a lease tells whether a driver on another host lives, that is waited for by `wait`.
+    """
     store = Store(locate(output, "OUT"))
     plan = store.read_record("plan.json")
     if plan is None or "fingerprint" not in plan:
         raise OutputRefused(f"{store.folder.uri} holds no run (no _pipeline/plan.json in it): give a run's output.path")
     held, told = lease.held(store), _progress(store)
-    state = _state(held, told)
+    state = (
+        "running" if held is not None and lease.lives(held, store, wait) else ENDED.get(told.get("state", ""), "died")
+    )
     names = store.listing()
     pattern = f"part-*-{plan['fingerprint'][:10]}.parquet"
     events = told.get("events") or [(None, None)]
     return Status(
         output=store.folder.uri,
         fingerprint=plan["fingerprint"],
-        task=_tasks(plan.get("identity", {})),
+        task=tasks_of(plan.get("identity", {})),
         model=_model(store),
         state=state,
         reason=told.get("reason") if state == "stopped" else None,
@@ -79,7 +85,7 @@ def read_status(output: str) -> Status:
         errors=told.get("errors"),
         rows_a_second=told.get("rows_a_second"),
         tokens_a_second=told.get("tokens_a_second"),
-        seconds_left=_seconds_left(told, plan.get("rows")) if state == "running" else None,
+        seconds_left=told.get("seconds_left") if state == "running" else None,
         workers=told.get("workers") if state == "running" else 0,
         started=told.get("started"),
         updated=told.get("updated"),
@@ -94,24 +100,6 @@ def _progress(store: Store) -> dict[str, Any]:
         return store.read_record(PROGRESS) or {}
     except OutputRefused:
         return {}
-
-
-def _state(held: dict[str, Any] | None, told: dict[str, Any]) -> str:
-    if held is not None and lease.alive(held):
-        return "running"
-    return ENDED.get(told.get("state", ""), "died")
-
-
-def _seconds_left(told: dict[str, Any], total: int | None) -> float | None:
-    rate = told.get("rows_a_second")
-    return max(total - told["rows"], 0) / rate if rate and total is not None else None
-
-
-def _tasks(identity: dict[str, Any]) -> str | None:
-    """The task; of a job with steps those of all of them."""
-    steps = identity.get("steps", {})
-    names = identity.get("order", [])
-    return ", ".join(steps[name]["task"] for name in names) if steps else identity.get("task")
 
 
 def _model(store: Store) -> str | None:

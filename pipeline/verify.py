@@ -5,7 +5,6 @@ Reads every byte of every part, and writes nothing. Needs no Ray and loads no we
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -103,9 +102,8 @@ def verify(prepared: Prepared) -> Verdict:
 def _check_driver(store: Store, verdict: Verdict) -> None:
     """Whether somebody is at work; what lies in staging is his, or else what killed attempts left."""
     held = lease.held(store)
-    if held is not None and lease.alive(held):
-        left = float(held["expires"]) - time.time()
-        what = f"a run is going on (process {held['pid']} on {held['host']}, its lease runs another {left:.0f} s)"
+    if held is not None and lease.lives(held, store):
+        what = f"a run is going on (process {held['pid']} on {held['host']})"
         place = store.records.child(lease.NAME).uri
         verdict.findings.append(Finding(place, what, "verify again when it has ended"))
         return

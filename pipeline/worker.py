@@ -70,7 +70,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a worker has done since it started."""
+    """What a worker has done since it started. Rows that were only tried are in tokens and beats, and not in rows."""
 
     rows: int = 0
     errors: int = 0
@@ -224,7 +224,7 @@ class Worker:
     def probe(self, part: Part) -> None:
         """Compute the rows of `part` and keep nothing: all that counts is whether it ends well."""
         only = StandingPart(self.spec.store, part, self.spec.schema).failed if part.retry else None
-        with closing(self._results(part, _Sums(), only)) as tables:
+        with closing(self._results(part, _Sums(), only, kept=False)) as tables:
             for _ in tables:
                 continue
 
@@ -241,8 +241,13 @@ class Worker:
             with self._changing:
                 self._committing.discard(part.name)
 
-    def _results(self, part: Part, sums: _Sums, only: Sequence[int] | None = None) -> Generator[pa.Table]:
-        """The output rows of `part`, group by group, added up in `sums`; of `only` these rows, where given."""
+    def _results(
+        self, part: Part, sums: _Sums, only: Sequence[int] | None = None, kept: bool = True
+    ) -> Generator[pa.Table]:
+        """The output rows of `part`, group by group, added up in `sums`; of `only` these rows, where given.
+
+        `kept`: whether they count as done.
+        """
         with closing(Ahead(self._computed(part, only), depth=2)) as stages:
             for group in stages:
                 results = [
@@ -254,8 +259,8 @@ class Worker:
                 errors = {**result.errors, **group.set_aside}
                 yield self._table(group.rows, result, errors)
                 sums.add(len(errors), tokens, result.figures)
-                self._rows += group.rows.num_rows
-                self._errors += len(errors)
+                self._rows += kept * group.rows.num_rows
+                self._errors += kept * len(errors)
                 self._beats += 1
 
     def _prepared(self, part: Part, only: Sequence[int] | None = None) -> Iterator[_Group]:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pipeline.cli import main
 from pipeline.errors import PipelineError
-from pipeline.lease import Lease
+from pipeline.lease import RENEWALS, SECONDS, Lease
 from pipeline.plan import Plan
 from pipeline.records import Recorder, Tally
 from pipeline.status import describe, looks, read_status, watch
@@ -71,18 +71,53 @@ def test_a_run_that_failed_is_told_with_its_reason(run: tuple[Store, Plan], tmp_
     ]
 
 
-@pytest.mark.parametrize("seconds", [-1, 60], ids=["ran out", "holds"])
-def test_a_driver_elsewhere_lives_while_its_lease_holds(
+def elsewhere(seconds: float) -> dict[str, Any]:
+    """A lease of a driver on another host, which by that host's clock runs for so long."""
+    return {"owner": "x", "host": "elsewhere", "pid": 1, "started": "1", "expires": time.time() + seconds}
+
+
+def test_a_driver_elsewhere_lives_while_its_lease_holds(run: tuple[Store, Plan], tmp_path: Path) -> None:
+    store, _ = run
+    store.write_record("progress.json", {"state": "running", "rows": 50, "seconds_left": 10.0})
+    store.write_record("lease.json", elsewhere(50))
+    shown = told(tmp_path)
+    assert (shown["state"], shown["seconds_left"]) == ("running", 10.0)
+    assert shown["lease_holder"] == "process 1 on elsewhere"
+
+
+@pytest.mark.parametrize("seconds", [-1, -3600, 3600], ids=["ran out", "clock behind", "clock ahead"])
+def test_a_driver_elsewhere_whose_clock_proves_nothing_lives_if_it_renews_its_lease(
     run: tuple[Store, Plan], tmp_path: Path, seconds: float
 ) -> None:
     store, _ = run
-    store.write_record("progress.json", {"state": "running", "rows": 50, "rows_a_second": 23.0})
-    lease = {"owner": "x", "host": "elsewhere", "pid": 1, "started": "1", "expires": time.time() + seconds}
-    store.write_record("lease.json", lease)
-    shown = told(tmp_path)
-    assert shown["state"] == ("running" if seconds > 0 else "died")
-    assert shown["seconds_left"] == (10.0 if seconds > 0 else None)
-    assert shown["lease_holder"] == "process 1 on elsewhere"
+    store.write_record("lease.json", elsewhere(seconds))
+    waited: list[float] = []
+    assert read_status(str(tmp_path), waited.append).state == "died"
+    assert SECONDS / RENEWALS < sum(waited) < SECONDS
+
+    def renew(_: float) -> None:
+        store.write_record("lease.json", elsewhere(seconds + 1))
+
+    assert read_status(str(tmp_path), renew).state == "running"
+    assert read_status(str(tmp_path), lambda _: store.delete_record("lease.json")).state == "died"
+
+
+def test_a_driver_on_this_host_is_judged_by_its_process_and_no_clock(run: tuple[Store, Plan], tmp_path: Path) -> None:
+    store, _ = run
+    with Lease(store):
+        held = store.read_record("lease.json")
+        assert held is not None
+        for expires in (0.0, time.time() + 3600):
+            store.write_record("lease.json", {**held, "expires": expires})
+            assert told(tmp_path)["state"] == "running"
+        store.write_record("lease.json", {**held, "started": "1", "expires": time.time() + 50})
+        assert told(tmp_path)["state"] == "died"
+        store.write_record("lease.json", held)
+
+
+def test_a_torn_lease_is_nobodys(run: tuple[Store, Plan], tmp_path: Path) -> None:
+    run[0].write_record("lease.json", "{")
+    assert told(tmp_path)["state"] == "died"
 
 
 def test_of_a_streamed_run_the_parts_so_far_are_told(tmp_path: Path) -> None:
