@@ -156,6 +156,8 @@ def verify(
     "--runtime-env", metavar="FILE", type=click.Path(path_type=Path), help="More for Ray, such as pip: [s3fs]."
 )
 @click.option("--submission-id", metavar="ID", help="Instead of one that Ray makes.")
+@click.option("--as-of", metavar="DATE", help="What ${now:…} in JOB stands for, instead of when the run begins.")
+@_log_format
 @_told
 def submit(
     job_file: Path | None,
@@ -181,7 +183,11 @@ def submit(
 
     if (job_file is None) == (attach is None):
         raise JobError("give either JOB or --attach ID")
-    submission = make_submission(job_file, overrides, conf, Request(**package, debug=debug)) if job_file else None
+    submission = (
+        make_submission(job_file, overrides, conf, Request(**package, log_format=log.chosen(), debug=debug))
+        if job_file
+        else None
+    )
     server = Server(address, debug)
     if submission is not None:
         attach = server.submit(submission, submission_id)

@@ -24,6 +24,11 @@ def choose(log_format: str) -> None:
     _chosen = log_format
 
 
+def chosen() -> str:
+    """The one of FORMATS that was chosen."""
+    return _chosen
+
+
 def as_json() -> bool:
     """Whether each line is to be an object."""
     return _chosen == "json"

@@ -37,7 +37,17 @@ class Request:
     """Names of environment variables that the run is given, as they are here."""
     runtime_env: Path | None = None
     """A YAML file with more of Ray's runtime environment, such as pip."""
+    as_of: str | None = None
+    """What the job's `${now:…}` stands for; None: the moment at which the run begins on the cluster."""
+    log_format: str = "auto"
     debug: bool = False
+
+    @property
+    def options(self) -> str:
+        """Of the command that runs on the cluster, for a shell."""
+        as_of = f" --as-of {shlex.quote(self.as_of)}" if self.as_of else ""
+        told = f" --log-format {self.log_format}" if self.log_format != "auto" else ""
+        return f"{as_of}{told}{' --debug' * self.debug}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +72,12 @@ class Submission:
 
 def make_submission(job_file: Path, overrides: Sequence[str], conf: Path | None, request: Request) -> Submission:
     """Compose and check the job, and see what goes with it. Raises JobError."""
-    job, composed = compose_job(job_file, overrides, conf)
+    job, composed = compose_job(job_file, overrides, conf, request.as_of)
     models = _refuse_paths_of_here(job, request.working_dir)
     composed["cluster"] = {**(composed.get("cluster") or {}), "address": "auto"}
     inside = JOB_FOLDER / job_file.name
     return Submission(
-        entrypoint=f"exec python -m pipeline run {shlex.quote(str(inside))}{' --debug' * request.debug}",
+        entrypoint=f"exec python -m pipeline run {shlex.quote(str(inside))}{request.options}",
         runtime_env=_runtime_env(request),
         metadata={"job": job_file.name, "output": redact(job.output.path), "pipeline": __version__},
         working_dir=request.working_dir,

@@ -29,8 +29,6 @@ MANIFESTS = sorted(DEPLOY.glob("*.yaml"))
 DAY = re.compile(r"\$+\(date \+[\\%]*F\)|\{\{ ds \}\}")
 COMMAND = re.compile(r"(?:\bpipeline|(?P<script>\brun-job\.sh)) (?P<rest>[a-z-]+ [^\n]*|/[^\n]*)")
 ENDS = re.compile(r"\s+(?:>>|\||&&|;|#).*|'$|`.*")
-LATER = re.compile(r"\bpipeline (?:report|push)\b|--as-of|--log-format|output\.mode=|\$\{now:")
-"""Of the page: what another part of the project brings; a line with one of these is not checked here."""
 
 
 def joined(text: str) -> str:
@@ -72,7 +70,7 @@ def commands(file: Path) -> list[list[str]]:
     for text in texts(file):
         for line in text.splitlines():
             match = COMMAND.search(DAY.sub("2026-11-24", line))
-            if match and not (file == PAGE and LATER.search(line)):
+            if match:
                 arguments = shlex.split(ENDS.sub("", match["rest"]), comments=True)
                 found.append(["run", *arguments] if match["script"] else arguments)
     return found

@@ -120,7 +120,7 @@ FORMATS = [
     ("%-d", "holds %-, which is no part of a date"),
     ("YYYY-MM-DD", "holds no part of a date: write it as %Y-%m-%d"),
     ("%d, %B", "now takes one format, and a comma ends it: quote it, as ${now:'%d, %B'}"),
-    ("%Y" * LONGEST_FORMAT, f"{LONGEST_FORMAT} characters at most"),
+    ("%Y" * 51, f"{LONGEST_FORMAT} characters at most"),
 ]
 
 

@@ -96,6 +96,18 @@ def test_a_job_travels_composed_with_its_secrets_in_the_package_alone(
     assert sent.model_copy(update={"cluster": meant.cluster}) == meant
 
 
+def test_the_date_and_the_kind_of_log_go_to_the_run(project: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("task: score\nmodel: {path: gpt2}\ninput: {parquet: /rows}\noutput: {path: '/out/${now:%Y}'}\n")
+    request = Request(working_dir=project, as_of="2026-01-02T03:04+01:00", log_format="json", debug=True)
+    made = make_submission(job, [], None, request)
+    assert made.entrypoint.endswith("job.yaml --as-of 2026-01-02T03:04+01:00 --log-format json --debug")
+    assert made.metadata["output"] == "/out/2026"
+    assert "${now:%Y}" in made.job_text
+    with pytest.raises(JobError, match="--as-of 'never'"):
+        make_submission(job, [], None, Request(working_dir=project, as_of="never"))
+
+
 def test_more_of_rays_runtime_environment_is_joined_with_ours(project: Path, tmp_path: Path) -> None:
     (tmp_path / "env.yaml").write_text(
         "pip: [s3fs]\nenv_vars: {A: '1', RAY_JOB_STOP_WAIT_TIME_S: '5'}\npy_modules: [x]\n"
