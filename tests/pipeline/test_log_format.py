@@ -134,7 +134,7 @@ def test_another_format_is_refused(write_job: JobWriter) -> None:
 def test_a_run_tells_objects_alone_and_its_summary_as_it_is_written_and_printed(
     write_job: JobWriter, tmp_path: Path
 ) -> None:
-    out = tmp_path / ("a long name with [letters] of [bold] " * 5)
+    out = tmp_path / ("a long [bold] name, " * 9 + "to its end")
     job = write_job(input={"limit": 150}, output={"path": str(out)})
     done = invoke("run", job, "--log-format", "json")
     assert (done.exit_code, done.stdout) == (0, "")
