@@ -19,7 +19,7 @@ SCHEMA = pa.schema([("id", pa.int64()), ("error", pa.string())])
 
 def make_plan(rows: int | None = 250, **identity: Any) -> Plan:
     splits = (Split(0, "a", rows, {}), Split(1, "b", None if rows is None else 30, {}))
-    return Plan({"task": "score", **identity}, splits, 100, None, ("id",), ({"text": "id"},), SCHEMA)
+    return Plan({"task": "score", **identity}, splits, 100, None, ("id",), SCHEMA)
 
 
 def store_at(folder: Path) -> Store:
