@@ -47,10 +47,15 @@ class Nodes:
         self._add(num_cpus=1, object_store_memory=STORE_BYTES)
 
     def kill(self, place: float) -> bool:
-        """SIGKILL the raylet of the node at `place` (0 to 1) among those that live; False where none does."""
+        """SIGKILL the raylet of the node at `place` (0 to 1) among those that live; False where none does.
+
+        In the place of the last another joins, without which a run rightly waits for ever.
+        """
         alive = [node for node in self._cluster.worker_nodes if self._raylet(node).poll() is None]
         if alive:
             self._raylet(alive[int(place * len(alive))]).kill()
+        if len(alive) == 1:
+            self.join()
         return bool(alive)
 
     def close(self) -> None:
