@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray._private.authentication_test_utils import reset_auth_token_state
 
 PORTS = (
     "port",
@@ -64,6 +65,7 @@ def job_server(num_cpus: int) -> Iterator[tuple[str, int]]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             patch.delenv(name, raising=False)
+        reset_auth_token_state()  # Ray keeps the token that it read first, which another test may have had it read
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         options = [f"--num-cpus={num_cpus}", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
         options += [f"--{name}={port}" for name, port in ports.items()]
@@ -80,6 +82,7 @@ def job_server(num_cpus: int) -> Iterator[tuple[str, int]]:
             yield url, ports["port"]
         finally:
             _kill(process)
+    reset_auth_token_state()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
