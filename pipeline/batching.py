@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -25,7 +25,7 @@ class Runner(Protocol):
     def tokens(self) -> int:
         """Tokens computed since the start: what tells slow work from none."""
 
-    def each(self, groups: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+    def each(self, groups: Iterable[Item], compute: Callable[[Item], Result]) -> Generator[tuple[Item, Result]]:
         """The groups of one part in their order, with what was computed of them. For several threads."""
 
 
@@ -77,7 +77,7 @@ class PackRunner:
             # The same threads for the whole run: what their allocator keeps for them does not grow from part to part.
             self._pool = ThreadPoolExecutor(threads, "pack", initializer=torch.set_num_threads, initargs=(1,))
 
-    def each(self, groups: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+    def each(self, groups: Iterable[Item], compute: Callable[[Item], Result]) -> Generator[tuple[Item, Result]]:
         """One group after the other; the device is one part's at a time, in the order they came."""
         with self._device:
             for group in groups:

@@ -209,10 +209,14 @@ def _plain(value: object) -> bool:
 
 
 def shown_job(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The job as others may see it: without the options of tasks it does not do, and without this machine's folders."""
+    """The job as others may see it: what decides the result, without the folders and addresses of where it ran."""
     steps = job.get("steps")
     used = {job.get("task")} | {step.get("task") for step in (steps.values() if isinstance(steps, dict) else ())}
-    return {key: _shown(value) for key, value in job.items() if key not in CATEGORIES or key in used}
+    left_out = (CATEGORIES.keys() - used) | {"cluster"}
+    shown = {key: _shown(value) for key, value in job.items() if key not in left_out}
+    if isinstance(shown.get("output"), dict):
+        shown["output"] = {key: value for key, value in shown["output"].items() if key != "path"}
+    return shown
 
 
 def _shown(value: Any, place: bool = False) -> Any:

@@ -191,7 +191,7 @@ def submit(
     server = Server(address, debug)
     if submission is not None:
         attach = server.submit(submission, submission_id)
-        click.echo(f"Submitted to {server.address}. {server.ways(attach)}", err=True)
+        log.tell(f"Submitted to {server.address}. {server.ways(attach)}", "submitted", submission_id=attach)
     if wait:
         sys.exit(server.follow(str(attach), lambda text: click.echo(text, nl=False)))
     click.echo(attach)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -59,7 +59,7 @@ class EngineRunner:
         """Tokens read and made since the start."""
         return sum(each.counts.prompt_tokens + each.counts.new_tokens for each in self._engines)
 
-    def each(self, groups: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+    def each(self, groups: Iterable[Item], compute: Callable[[Item], Result]) -> Generator[tuple[Item, Result]]:
         """The groups of one part in their order; the next is computed while the last rows of one are."""
         ahead: deque[tuple[Item, Future[Result]]] = deque()
         try:

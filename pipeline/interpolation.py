@@ -18,7 +18,7 @@ from pipeline.job_yaml import Place
 _UNSET = re.compile(r"Environment variable '(?P<name>.*)' not found")
 _RAISED = re.compile(r"^ValueError raised while resolving interpolation: (?P<what>.*)$", re.MULTILINE)
 _ENDS_A_URI = re.compile(r"""[\s'"]""")
-_HOLD_URIS = ("input", "output", "model", "cluster")
+_HOLD_URIS = ("input", "output", "model", "cluster", "steps")
 
 
 @contextmanager

@@ -242,6 +242,8 @@ class Job(TaskSections):
         if lacking:
             raise ValueError(f"steps.{lacking[0]}.model is missing; give it, or a model for all steps")
         _refuse_idle(self, TaskSections.model_fields, "a job with steps")
+        if self.input.columns and all(step.columns is not None for step in self.steps.values()):
+            raise ValueError("input.columns does nothing where every step has its own columns: leave it out")
         return self
 
     @property

@@ -105,6 +105,8 @@ def write_job(prepared: Prepared) -> None:
         return
     job = yaml.safe_dump(resolved_job(prepared.job), sort_keys=False, allow_unicode=True)
     prepared.store.write_record("job.yaml", job)
+    if growth is not None:
+        prepared.store.delete_record("summary.json")  # of the round before: what is there then is no finished run
     prepared.store.write_record("plan.json", prepared.plan.to_json())
 
 

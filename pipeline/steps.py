@@ -5,7 +5,7 @@ A job with one task is a job with one step, whose name is empty; nothing is then
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,20 @@ class _Models:
         # Before there are threads: bitsandbytes' 8-bit layers rearrange themselves in their first call.
         model.base_model.forward_packed(gpt2model.pack([[0]]).to(model.device))
         return model
+
+
+def without_rows(result: RowResults, rows: Collection[int]) -> RowResults:
+    """The result without the errors of `rows`, which were left out on purpose."""
+    if not rows:
+        return result
+    errors = {row: reason for row, reason in result.errors.items() if row not in rows}
+    return RowResults(result.columns, errors, result.figures)
+
+
+def failed_steps(reason: str, names: Sequence[str]) -> list[str]:
+    """The steps that a row's `error` tells of; all, where it tells of none: the row was set aside, or has one task."""
+    told = [name for name in names if name and f"; {reason}".find(f"; {name}: ") >= 0]
+    return told or list(names)
 
 
 def side_by_side(names: Sequence[str], results: Sequence[RowResults]) -> RowResults:

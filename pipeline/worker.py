@@ -11,7 +11,7 @@ import os
 import threading
 from bisect import bisect_left
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from pipeline.mending import StandingPart
 from pipeline.overlap import Ahead
 from pipeline.plan import Part
 from pipeline.sources import Source
-from pipeline.steps import StepSpec, load_steps, side_by_side
+from pipeline.steps import StepSpec, load_steps, side_by_side, without_rows
 from pipeline.store import Store
 from pipeline.tasks import Continuing, by_engine
 from pipeline.tasks.rows import ROW, RowResults, text_bytes
@@ -113,6 +113,8 @@ class _Group:
     tokens: int
     set_aside: Mapping[int, str]
     """Rows of the group that are not computed, and why."""
+    spared: Sequence[Collection[int]]
+    """Of each step the rows that it has done already."""
     computed: Mapping[int, Any] = field(default_factory=dict)
     """By step, as far as they have come."""
 
@@ -209,8 +211,8 @@ class Worker:
 
     def retry(self, part: Part) -> PartReport:
         """Do those rows of a committed part again that carry an error, and put its file in place anew."""
-        sums, standing = _Sums(), StandingPart(self.spec.store, part, self.spec.schema)
-        with closing(self._results(part, sums, standing.failed)) as tables:
+        sums, standing = _Sums(), self._standing(part)
+        with closing(self._results(part, sums, standing)) as tables:
             fresh = list(tables)
         figures = added(standing.footer.figures, sums.figures)
         with self.spec.store.stage(part, self.spec.schema) as staged:
@@ -223,10 +225,14 @@ class Worker:
 
     def probe(self, part: Part) -> None:
         """Compute the rows of `part` and keep nothing: all that counts is whether it ends well."""
-        only = StandingPart(self.spec.store, part, self.spec.schema).failed if part.retry else None
+        only = self._standing(part) if part.retry else None
         with closing(self._results(part, _Sums(), only, kept=False)) as tables:
             for _ in tables:
                 continue
+
+    def _standing(self, part: Part) -> StandingPart:
+        widths = {step.name: len(step.task.fields) for step in self.steps}
+        return StandingPart(self.spec.store, part, self.spec.schema, widths)
 
     @contextmanager
     def _commits(self, part: Part) -> Iterator[None]:
@@ -242,16 +248,16 @@ class Worker:
                 self._committing.discard(part.name)
 
     def _results(
-        self, part: Part, sums: _Sums, only: Sequence[int] | None = None, kept: bool = True
+        self, part: Part, sums: _Sums, only: StandingPart | None = None, kept: bool = True
     ) -> Generator[pa.Table]:
-        """The output rows of `part`, group by group, added up in `sums`; of `only` these rows, where given.
+        """The output rows of `part`, group by group, added up in `sums`; of `only` what failed there, where given.
 
         `kept`: whether they count as done.
         """
         with closing(Ahead(self._computed(part, only), depth=2)) as stages:
             for group in stages:
                 results = [
-                    step.task.finish(group.prepared[place], group.computed[place])
+                    without_rows(step.task.finish(group.prepared[place], group.computed[place]), group.spared[place])
                     for place, step in enumerate(self.steps)
                 ]
                 tokens = group.tokens + sum(int(each.figures.get("new_tokens", 0)) for each in results)
@@ -263,25 +269,27 @@ class Worker:
                 self._errors += kept * len(errors)
                 self._beats += 1
 
-    def _prepared(self, part: Part, only: Sequence[int] | None = None) -> Iterator[_Group]:
+    def _prepared(self, part: Part, only: StandingPart | None = None) -> Iterator[_Group]:
         spec = self.spec
         group_bytes = ENGINE_GROUP_BYTES
         if not any(isinstance(stage.runner, EngineRunner) for stage in self.stages):
             group_bytes = tokens_per_batch(spec.job, spec.device) * GROUP_PACKS * BYTES_PER_TOKEN
-        aside = {number_of(part, row): why for row, why in part.set_aside.items()}
         for rows in cut_groups(self._numbered(part, only), spec.task_columns, group_bytes):
-            numbers = rows.column(rows.num_columns - 1)
-            set_aside = {place: aside[number] for place, number in enumerate(numbers.to_pylist()) if number in aside}
-            read = {column: _without(rows.column(column), set_aside) for column in spec.task_columns}
-            prepared = [
-                step.task.prepare(pa.table([*(read[each] for each in columns.values()), numbers], [*columns, ROW]))
-                for step, columns in zip(self.steps, (each.columns for each in spec.steps), strict=True)
-            ]
+            numbers = [number - number_of(part, 0) for number in rows.column(rows.num_columns - 1).to_pylist()]
+            set_aside = {place: part.set_aside[row] for place, row in enumerate(numbers) if row in part.set_aside}
+            spared = [_places(numbers, only.sound[step.name] if only else ()) for step in self.steps]
+            prepared = [self._prepare(rows, place, {*set_aside, *spared[place]}) for place in range(len(self.steps))]
             tokens = sum(step.task.num_tokens(each) for step, each in zip(self.steps, prepared, strict=True))
-            yield _Group(rows, prepared, tokens, set_aside)
+            yield _Group(rows, prepared, tokens, set_aside, spared)
 
-    def _numbered(self, part: Part, only: Sequence[int] | None) -> Iterator[pa.RecordBatch]:
-        """The rows of `part`, each with its number behind its columns; of `only` these, where given."""
+    def _prepare(self, rows: pa.Table, place: int, left_out: Collection[int]) -> Any:
+        """What the task of the step at `place` makes of `rows`; those that are left out are nulls to it."""
+        columns = self.spec.steps[place].columns
+        read = [_without(rows.column(column), left_out) for column in columns.values()]
+        return self.steps[place].task.prepare(pa.table([*read, rows.column(rows.num_columns - 1)], [*columns, ROW]))
+
+    def _numbered(self, part: Part, only: StandingPart | None) -> Iterator[pa.RecordBatch]:
+        """The rows of `part`, each with its number behind its columns; of `only` those that failed, where given."""
         first = part.start
         for batch in self.spec.source.read(part.split, part.start, part.stop, self.spec.read_columns):
             self._beats += 1
@@ -290,21 +298,24 @@ class Worker:
             if only is None:
                 yield numbered
             else:
-                wanted = only[bisect_left(only, first) : bisect_left(only, first + batch.num_rows)]
+                failed = only.failed
+                wanted = failed[bisect_left(failed, first) : bisect_left(failed, first + batch.num_rows)]
                 yield from (numbered.slice(row - first, 1) for row in wanted)
             first += batch.num_rows
 
-    def _computed(self, part: Part, only: Sequence[int] | None = None) -> Iterator[_Group]:
-        with closing(Ahead(self._prepared(part, only), depth=2)) as groups:
-            through = iter(groups)
+    def _computed(self, part: Part, only: StandingPart | None = None) -> Iterator[_Group]:
+        with closing(Ahead(self._prepared(part, only), depth=2)) as groups, ExitStack() as opened:
+            through: Iterator[_Group] = iter(groups)
             for stage in self.stages:
-                through = self._through(stage, through)
+                # Closed here, since an error keeps what it passed through alive, and with it the device's lock.
+                through = opened.enter_context(closing(self._through(stage, through)))
             yield from through
 
-    def _through(self, stage: Stage, groups: Iterator[_Group]) -> Iterator[_Group]:
+    def _through(self, stage: Stage, groups: Iterator[_Group]) -> Generator[_Group]:
         """The groups with what is computed in `stage`."""
-        for group, computed in stage.runner.each(groups, partial(self._compute, stage)):
-            yield replace(group, computed={**group.computed, **computed})
+        with closing(stage.runner.each(groups, partial(self._compute, stage))) as pairs:
+            for group, computed in pairs:
+                yield replace(group, computed={**group.computed, **computed})
 
     def _compute(self, stage: Stage, group: _Group) -> dict[int, Any]:
         steps = [(place, self.steps[place]) for place in stage.places]
@@ -343,6 +354,11 @@ def number_of(part: Part, row: int) -> int:
 def added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
     """Figures that are summed over rows, of both."""
     return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in dict.fromkeys([*one, *other])}
+
+
+def _places(numbers: Sequence[int], rows: Collection[int]) -> list[int]:
+    """Where `rows` stand among `numbers`."""
+    return [place for place, number in enumerate(numbers) if number in rows]
 
 
 def _without(column: pa.ChunkedArray, places: Collection[int]) -> pa.ChunkedArray:

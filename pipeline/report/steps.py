@@ -40,8 +40,10 @@ def steps_of(job: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Step]:
     columns = _mapping(_mapping(job, "input"), "columns")
     model = _mapping(job, "model").get("path")
     several = _mapping(job, "steps")
+    before = str(_mapping(job, "output").get("prefix") or "")
     if several:
-        return [_step_of(str(name), each, columns, model) for name, each in several.items() if isinstance(each, dict)]
+        given = {str(name): each for name, each in several.items() if isinstance(each, dict)}
+        return [_step_of(name, each, columns, model, before) for name, each in given.items()]
     identity = _mapping(plan, "identity")
     task = str(job.get("task") or identity.get("task") or "unknown")
     prefix = _mapping(job, "output").get("prefix") or _mapping(identity, "output").get("prefix") or ""
@@ -49,13 +51,14 @@ def steps_of(job: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Step]:
     return [Step(task, task, str(prefix), model, planned or _inputs(task, columns))]
 
 
-def _step_of(name: str, told: Mapping[str, Any], columns: Mapping[str, Any], model: str | None) -> Step:
+def _step_of(name: str, told: Mapping[str, Any], columns: Mapping[str, Any], model: str | None, before: str) -> Step:
     task = str(told.get("task", "unknown"))
     prefix = told.get("prefix")
     own = told.get("model")
     path = own.get("path") if isinstance(own, dict) else own
     named = {**columns, **_mapping(_mapping(told, "input"), "columns"), **_mapping(told, "columns")}
-    return Step(name, task, f"{name}_" if prefix is None else str(prefix), path or model, _inputs(task, named))
+    prefix = f"{name}_" if prefix is None else str(prefix)
+    return Step(name, task, before + prefix, path or model, _inputs(task, named))
 
 
 def _inputs(task: str, columns: Mapping[str, Any]) -> dict[str, str]:

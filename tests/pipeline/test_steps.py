@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from pipeline.preflight import Prepared, prepare
 from pipeline.preview import describe
 from pipeline.run import resolved_job
 from pipeline.steps import load_steps
+from pipeline.tasks.generate import GenerateTask
+from pipeline.tasks.ner import NerTask
+from pipeline.tasks.rows import RowResults
 from pipeline.verify import verify
 from pipeline.worker import PartReport, Worker
 from tests.chaos.cases import LABELS
@@ -132,8 +137,68 @@ def test_a_row_tells_its_errors_step_by_step_and_keeps_what_other_steps_found(
     assert verify(prepared).sound
     part = next(iter(prepared.plan.parts()))
     retried = worker.retry(Part(part.name, part.split, 0, 0, 4, retry=True))
-    assert retried.counted.errors == 3
+    assert retried.counted == report[1]  # nothing is counted twice
     assert table_of(prepared).to_pylist() == rows
+
+
+def test_a_retry_does_what_failed_again_and_nothing_else(
+    write_job: JobWriter, steps: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = with_steps(write_job, steps, input={"limit": 60})
+    whole, _ = run_here(job)
+    wanted = table_of(whole)
+    ((part, counted),) = whole.store.committed(whole.plan)
+    finish = NerTask.finish
+
+    def failing(self: NerTask, prepared: Any, computed: Any) -> RowResults:
+        result = finish(self, prepared, computed)
+        nulls = [pa.nulls(len(column), column.type) for column in result.columns]
+        return RowResults(nulls, dict.fromkeys(range(len(nulls[0])), "no luck; topic of the day"), {})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NerTask, "finish", failing)
+        broken, worker = run_here(job)
+        assert set(table_of(broken).column("error").to_pylist()) == {"names: no luck; topic of the day"}
+    computed = []
+    for step in worker.steps:
+        monkeypatch.setattr(step.task, "prepare", watched(step.name, step.task.prepare, computed))
+    again = worker.retry(replace(part, retry=True))
+    assert table_of(broken).equals(wanted)
+    assert again.counted == counted
+    assert [(name, rows) for name, rows in computed if rows] == [("names", 60)]
+
+
+def watched(name: str, prepare: Any, computed: list[tuple[str, int]]) -> Any:
+    def counting(rows: pa.Table) -> Any:
+        computed.append((name, rows.num_rows - rows.column(0).null_count))
+        return prepare(rows)
+
+    return counting
+
+
+def test_a_step_that_raises_leaves_the_device_to_the_next_part(
+    write_job: JobWriter, steps: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.worker.GROUP_ROWS", 20)
+    prepared = prepare(with_steps(write_job, steps))
+    prepared.store.create()
+    worker = Worker(prepared.spec)
+    worker.start()
+    part = next(iter(prepared.plan.parts()))
+    gc.disable()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(GenerateTask, "compute", raising)
+            with pytest.raises(ZeroDivisionError) as held:
+                worker.run(part)
+        assert worker.run(part).counted.rows == 100
+        assert held
+    finally:
+        gc.enable()
+
+
+def raising(*_: object) -> None:
+    raise ZeroDivisionError
 
 
 def test_a_row_that_is_set_aside_has_nothing_of_any_step(
@@ -261,6 +326,10 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("steps.topic.model=null", ["model.path", "task classify needs a checkpoint of GPT2ForSequenceClassification"]),
     ("steps.twin={task: score, prefix: fluency_}", ["'fluency_loglikelihood'", "steps.NAME.prefix"]),
     ("steps.tag={task: score, prefix: ''}", []),
+    (
+        "steps={a: {task: score, columns: {}}, fluency: {columns: {}}, topic: {columns: {}}}",
+        ["input.columns does nothing where every step has its own columns"],
+    ),
 ]
 
 
@@ -268,7 +337,8 @@ REFUSED: list[tuple[str, list[str]]] = [
 def test_a_wrong_step_is_refused_with_key_value_and_remedy(
     write_job: JobWriter, steps: dict[str, dict[str, Any]], tmp_path: Path, override: str, wanted: list[str]
 ) -> None:
-    file = write_job(task=None, steps={name: steps[name] for name in ("fluency", "topic")})
+    chosen = {name: steps[name] for name in ("fluency", "topic")}
+    file = write_job(task=None, steps=chosen, input={"columns": {"text": "text"}})
     done = CliRunner().invoke(main, ["plan", str(file), override])
     assert done.exit_code == (2 if wanted else 0), done.output
     assert [each for each in wanted if each not in done.stderr] == []
