@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
-
 from pipeline.errors import Interrupted, PipelineError
 
 TRIES = 7
@@ -35,6 +33,8 @@ class Log:
 
     def to_the_end(self) -> Any:
         """Ray's details of the job, which has ended. Raises ServerGone."""
+        import aiohttp  # of ray[default]
+
         failed = 0
         while True:
             try:

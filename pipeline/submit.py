@@ -28,6 +28,7 @@ class Server:
         """Connect. Raises JobError where no job server answers."""
         self.address = _url(address)
         try:
+            import aiohttp  # noqa: F401 (what Ray's client follows logs with)
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise _incomplete(error) from error

@@ -226,3 +226,9 @@ def test_a_bad_job_is_refused_before_a_server_is_asked_for(monkeypatch: pytest.M
 def test_what_is_missing_of_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.job_submission", None)
     assert "pip install 'gpt2-pipeline[cluster]'" in refused(*SOUND, "--address", "http://head:8265")
+
+
+def test_what_ray_lacks_for_submitting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    assert "pip install 'gpt2-pipeline[cluster]'" in refused(*SOUND, "--address", "http://127.0.0.1:1")
