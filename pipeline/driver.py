@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,8 +153,7 @@ class Driver:
 
     def room(self) -> int:
         """Workers that the cluster, as it is now, has resources for."""
-        held = ray.cluster_resources()
-        return min(int(held.get(name, 0) / amount) for name, amount in self.needs.items())
+        return room_on([node["Resources"] for node in ray.nodes() if node["Alive"]], self.needs)
 
     def _hire(self) -> _Seat:
         needs = dict(self.needs)
@@ -356,6 +355,11 @@ class Driver:
                 self.tokens += report.tokens
                 self.ended = time.monotonic()
                 self.done(report)
+
+
+def room_on(nodes: Iterable[Mapping[str, float]], needs: Mapping[str, float]) -> int:
+    """Workers that nodes with these resources can hold: each of them takes all that it needs of one node."""
+    return sum(min(int(held.get(name, 0) / amount) for name, amount in needs.items()) for held in nodes)
 
 
 def _needs(cluster: ClusterOptions, cpus: int, gpus: float) -> dict[str, float]:

@@ -169,11 +169,15 @@ def _drive(
     with stop.listening(), connected(prepared.job.cluster, debug), metrics:
         stop.listen()  # only now: Ray takes SIGTERM for itself when it starts
         driver = Driver(prepared.spec, prepared.plan, waiting, prepared.num_gpus, tick, done, watch.warn, worker_class)
-        if not driver.room() and not named_cluster(prepared.job):
+        if not driver.room():
             takes = ", ".join(_amount(name, amount) for name, amount in driver.needs.items())
-            raise WorkerError(
-                f"a worker takes {takes}, which Ray has not here: give less cluster.cpus_per_worker, gpus_per_worker, "
-                "memory_per_worker or resources, or name a cluster.address"
+            remedy = "give less cluster.cpus_per_worker, gpus_per_worker, memory_per_worker or resources"
+            if not named_cluster(prepared.job):
+                raise WorkerError(
+                    f"a worker takes {takes}, which Ray has not here: {remedy}, or name a cluster.address"
+                )
+            watch.warn(
+                f"a worker takes {takes}, which no node has now: waiting for one that has; or {remedy}", "waiting"
             )
         with stop.at_once():
             driver.run()

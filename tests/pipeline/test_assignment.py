@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.assignment import Assignment
+from pipeline.driver import room_on
 from pipeline.plan import Part
 from pipeline.search import PIECES
 from pipeline.sources import Split
@@ -120,3 +121,9 @@ def test_the_death_of_a_neighbour_condemns_no_row() -> None:
         assignment.died("killed", alone=False, attempts=ATTEMPTS)
     assignment.passed()
     assert not assignment.part.set_aside
+
+
+def test_a_worker_needs_all_that_it_takes_on_one_node() -> None:
+    assert room_on([{"CPU": 1.0}, {"CPU": 1.0}], {"CPU": 2}) == 0
+    assert room_on([{"CPU": 5.0}, {"CPU": 2.0}, {}], {"CPU": 2}) == 3
+    assert room_on([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0}], {"CPU": 1, "GPU": 0.5}) == 2
