@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ import yaml
 from pyarrow import fs
 
 from pipeline import lease
+from pipeline.committed import committed_parts
 from pipeline.errors import OutputRefused
 from pipeline.footer import Footer, footer_of
 from pipeline.locations import locate
@@ -52,8 +52,7 @@ def read_finished(output: str) -> FinishedRun:
     if plan is None or "fingerprint" not in plan:
         raise OutputRefused(f"{store.folder.uri} holds no run (no _pipeline/plan.json in it): give a run's output.path")
     summary = _ended(store)
-    pattern = f"part-*-{plan['fingerprint'][:10]}.parquet"
-    parts = tuple(info for name, info in store.listing().items() if fnmatchcase(name, pattern))
+    parts = tuple(committed_parts(store.listing(), plan))
     with ThreadPoolExecutor(READERS) as pool:
         footers = list(pool.map(lambda info: _footer(store, info, plan["fingerprint"]), parts))
     rows, errors = sum(footer.rows for footer in footers), sum(footer.errors for footer in footers)

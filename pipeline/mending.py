@@ -11,7 +11,7 @@ from pipeline.digest import digests
 from pipeline.errors import StoreError
 from pipeline.footer import footer_of
 from pipeline.plan import Part
-from pipeline.steps import failed_steps
+from pipeline.steps import failed_steps, places_of_columns
 from pipeline.store import Store
 
 
@@ -41,7 +41,7 @@ class StandingPart:
         failed_in = {row: failed_steps(reason, list(steps)) for row, reason in told.items()}
         self.sound = {name: {row for row, names in failed_in.items() if name not in names} for name in steps}
         """Of each step those of them that it did well: nothing of theirs is done again."""
-        self._columns = _places_of_columns(len(schema), steps)
+        self._columns = places_of_columns(len(schema), steps)
 
     def mended(self, fresh: Sequence[pa.Table]) -> Iterator[pa.Table]:
         """The part's rows, row group by row group, with those that failed taken from `fresh`, in order."""
@@ -64,12 +64,3 @@ class StandingPart:
         kept = {place for name, places in self._columns.items() if row in self.sound[name] for place in places}
         columns = [(stood if place in kept else fresh).column(place) for place in range(len(self.schema))]
         return pa.Table.from_arrays(columns, schema=self.schema)
-
-
-def _places_of_columns(count: int, steps: Mapping[str, int]) -> dict[str, range]:
-    """Where the result columns of each step stand among `count`, of which the last is the error."""
-    places, start = {}, count - 1 - sum(steps.values())
-    for name, width in steps.items():
-        places[name] = range(start, start + width)
-        start += width
-    return places

@@ -169,20 +169,22 @@ def _drive(
     with stop.listening(), connected(prepared.job.cluster, debug), metrics:
         stop.listen()  # only now: Ray takes SIGTERM for itself when it starts
         driver = Driver(prepared.spec, prepared.plan, waiting, prepared.num_gpus, tick, done, watch.warn, worker_class)
-        if not driver.room():
-            takes = ", ".join(_amount(name, amount) for name, amount in driver.needs.items())
-            remedy = "give less cluster.cpus_per_worker, gpus_per_worker, memory_per_worker or resources"
-            if not named_cluster(prepared.job):
-                raise WorkerError(
-                    f"a worker takes {takes}, which Ray has not here: {remedy}, or name a cluster.address"
-                )
-            watch.warn(
-                f"a worker takes {takes}, which no node has now: waiting for one that has; or {remedy}", "waiting"
-            )
+        _look_for_room(driver, named_cluster(prepared.job), watch)
         with stop.at_once():
             driver.run()
     stop.check()
     return driver
+
+
+def _look_for_room(driver: Driver, elsewhere: bool, watch: Watch) -> None:
+    """Raise WorkerError where no worker will ever find room; of a cluster, which may grow, it is told."""
+    if driver.room():
+        return
+    takes = ", ".join(_amount(name, amount) for name, amount in driver.needs.items())
+    remedy = "give less cluster.cpus_per_worker, gpus_per_worker, memory_per_worker or resources"
+    if not elsewhere:
+        raise WorkerError(f"a worker takes {takes}, which Ray has not here: {remedy}, or name a cluster.address")
+    watch.warn(f"a worker takes {takes}, which no node has now: waiting for one that has; or {remedy}", "waiting")
 
 
 def _amount(name: str, amount: float) -> str:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
@@ -15,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline import lease
+from pipeline.committed import committed_parts
 from pipeline.errors import OutputRefused
 from pipeline.figures import format_duration, format_figure
 from pipeline.identity import tasks_of
@@ -68,8 +68,6 @@ def read_status(output: str, wait: Callable[[float], object] = time.sleep) -> St
     state = (
         "running" if held is not None and lease.lives(held, store, wait) else ENDED.get(told.get("state", ""), "died")
     )
-    names = store.listing()
-    pattern = f"part-*-{plan['fingerprint'][:10]}.parquet"
     events = told.get("events") or [(None, None)]
     return Status(
         output=store.folder.uri,
@@ -78,7 +76,7 @@ def read_status(output: str, wait: Callable[[float], object] = time.sleep) -> St
         model=_model(store),
         state=state,
         reason=told.get("reason") if state == "stopped" else None,
-        parts_committed=sum(fnmatchcase(name, pattern) for name in names),
+        parts_committed=len(committed_parts(store.listing(), plan)),
         parts_planned=plan.get("parts"),
         rows=told.get("rows"),
         rows_total=plan.get("rows"),

@@ -106,10 +106,24 @@ def without_rows(result: RowResults, rows: Collection[int]) -> RowResults:
     return RowResults(result.columns, errors, result.figures)
 
 
-def failed_steps(reason: str, names: Sequence[str]) -> list[str]:
+def failed_steps(reason: str, names: Collection[str]) -> list[str]:
     """The steps that a row's `error` tells of; all, where it tells of none: the row was set aside, or has one task."""
-    told = [name for name in names if name and f"; {reason}".find(f"; {name}: ") >= 0]
+    told = [name for name in names if name and f"; {name}: " in f"; {reason}"]
     return told or list(names)
+
+
+def told_of(reason: str, failed: Sequence[str], names: Sequence[str]) -> str:
+    """The `error` of a row for which these steps, of all the `names`, have one reason in common."""
+    return reason if len(failed) == len(names) else "; ".join(f"{name}: {reason}" for name in failed)
+
+
+def places_of_columns(count: int, widths: Mapping[str, int]) -> dict[str, range]:
+    """Where the result columns of each step stand among `count`, of which the last is the error."""
+    places, start = {}, count - 1 - sum(widths.values())
+    for name, width in widths.items():
+        places[name] = range(start, start + width)
+        start += width
+    return places
 
 
 def side_by_side(names: Sequence[str], results: Sequence[RowResults]) -> RowResults:

@@ -5,6 +5,7 @@ Reads every byte of every part, and writes nothing. Needs no Ray and loads no we
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -24,6 +25,7 @@ from pipeline.listing import Listing
 from pipeline.plan import Part, Plan
 from pipeline.preflight import Prepared
 from pipeline.redaction import redact
+from pipeline.steps import failed_steps, places_of_columns
 from pipeline.store import CHUNK, RECORDS, Store, standing_parts
 
 READERS = 8
@@ -87,8 +89,7 @@ def verify(prepared: Prepared) -> Verdict:
     _check_driver(store, verdict)
     _note_growth(prepared, verdict)
     listing = store.listing()
-    # Of several steps some may have results in a row in which another failed.
-    check = _PartCheck(store, plan, len(prepared.steps[0].task.fields) if len(prepared.steps) == 1 else 0)
+    check = _PartCheck(store, plan, {each.step.name: len(each.task.fields) for each in prepared.steps})
     standing = _check_parts(check, listing, verdict)
     verdict.findings += [_missing(store, part) for part in plan.parts() if part.name not in listing]
     strangers = [info for name, info in listing.items() if name not in standing and name != RECORDS]
@@ -169,8 +170,10 @@ def _missing(store: Store, part: Part) -> Finding:
 class _PartCheck:
     """Checks one part after another: its footer where it is sound, else a finding."""
 
-    def __init__(self, store: Store, plan: Plan, num_results: int) -> None:
-        self.store, self.plan, self.num_results = store, plan, num_results
+    def __init__(self, store: Store, plan: Plan, widths: Mapping[str, int]) -> None:
+        """`widths`: how many result columns each step has, by its name."""
+        self.store, self.plan = store, plan
+        self.columns = places_of_columns(len(plan.schema), widths)
         self.schema = _as_stored(plan.schema)
 
     def __call__(self, part: Part, info: fs.FileInfo) -> Footer | Finding:
@@ -213,20 +216,27 @@ class _PartCheck:
         raise _Unsound(f"has another schema than the plan: {one}, not {other}")
 
     def _errors(self, file: pq.ParquetFile, footer: Footer) -> None:
-        """A row has an error or results, and the footer counts the errors."""
+        """A row has an error of a step or its results, and the footer counts the rows with errors."""
         errors = first = 0
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
-            failed = table.column(table.num_columns - 1).is_valid()
-            for index in range(table.num_columns - 1 - self.num_results, table.num_columns - 1):
-                both = pc.index(pc.and_(failed, table.column(index).is_valid()), True).as_py()
-                if both >= 0:
-                    name = table.column_names[index]
-                    raise _Unsound(f"row {first + both} has an error, and a value in {name!r}")
-            errors += pc.sum(failed).as_py() or 0
+            reasons = table.column(table.num_columns - 1)
+            if failures := table.num_rows - reasons.null_count:
+                told = [() if each is None else failed_steps(each, self.columns) for each in reasons.to_pylist()]
+                self._either_or(table, told, first)
+            errors += failures
             first += table.num_rows
         if errors != footer.errors:
             raise _Unsound(f"has {errors} rows with an error, and its footer says {footer.errors}")
+
+    def _either_or(self, table: pa.Table, told: Sequence[Collection[str]], first: int) -> None:
+        """`told`: of each row of a row group that begins at row `first`, the steps that failed in it."""
+        for name, places in self.columns.items():
+            failed = pa.array([name in names for names in told], pa.bool_())
+            for place in places:
+                both = pc.index(pc.and_(failed, table.column(place).combine_chunks().is_valid()), True).as_py()
+                if both >= 0:
+                    raise _Unsound(f"row {first + both} has an error, and a value in {table.column_names[place]!r}")
 
 
 def _as_stored(schema: pa.Schema) -> pa.Schema:

@@ -30,7 +30,7 @@ from pipeline.mending import StandingPart
 from pipeline.overlap import Ahead
 from pipeline.plan import Part
 from pipeline.sources import Source
-from pipeline.steps import StepSpec, load_steps, side_by_side, without_rows
+from pipeline.steps import StepSpec, load_steps, side_by_side, told_of, without_rows
 from pipeline.store import Store
 from pipeline.tasks import Continuing, by_engine
 from pipeline.tasks.rows import ROW, RowResults, text_bytes
@@ -262,7 +262,7 @@ class Worker:
                 ]
                 tokens = group.tokens + sum(int(each.figures.get("new_tokens", 0)) for each in results)
                 result = side_by_side([step.name for step in self.steps], results)
-                errors = {**result.errors, **group.set_aside}
+                errors = {**result.errors, **self._set_aside(group)}
                 yield self._table(group.rows, result, errors)
                 sums.add(len(errors), tokens, result.figures)
                 self._rows += kept * group.rows.num_rows
@@ -281,6 +281,15 @@ class Worker:
             prepared = [self._prepare(rows, place, {*set_aside, *spared[place]}) for place in range(len(self.steps))]
             tokens = sum(step.task.num_tokens(each) for step, each in zip(self.steps, prepared, strict=True))
             yield _Group(rows, prepared, tokens, set_aside, spared)
+
+    def _set_aside(self, group: _Group) -> dict[int, str]:
+        """The errors of rows that are set aside; of those where only some steps are done again, told of these."""
+        names = [step.name for step in self.steps]
+        told = {}
+        for row, why in group.set_aside.items():
+            failed = [name for name, spared in zip(names, group.spared, strict=True) if row not in spared]
+            told[row] = told_of(why, failed, names)
+        return told
 
     def _prepare(self, rows: pa.Table, place: int, left_out: Collection[int]) -> Any:
         """What the task of the step at `place` makes of `rows`; those that are left out are nulls to it."""
@@ -356,9 +365,9 @@ def added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, flo
     return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in dict.fromkeys([*one, *other])}
 
 
-def _places(numbers: Sequence[int], rows: Collection[int]) -> list[int]:
+def _places(numbers: Sequence[int], rows: Collection[int]) -> set[int]:
     """Where `rows` stand among `numbers`."""
-    return [place for place, number in enumerate(numbers) if number in rows]
+    return {place for place, number in enumerate(numbers) if number in rows}
 
 
 def _without(column: pa.ChunkedArray, places: Collection[int]) -> pa.ChunkedArray:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipeline.committed import committed_parts
 from pipeline.errors import OutputRefused, StoreError
 from pipeline.footer import Footer, footer_of
 from pipeline.locations import Location, locate
@@ -76,18 +76,20 @@ def read_folder(output: str) -> Folder:
     """Look at the folder (a path or URI). Raises OutputRefused where it holds no run."""
     status = read_status(output)
     store = Store(locate(output, "OUT"))
-    pattern = f"part-*-{status.fingerprint[:10]}.parquet"
-    listed = [(name, info) for name, info in store.listing().items() if fnmatchcase(name, pattern)]
+    plan = store.read_record("plan.json") or {}
     text = _text(store.records.child("job.yaml"))
     return Folder(
         store=store,
         status=status,
-        plan=store.read_record("plan.json") or {},
+        plan=plan,
         job=_parsed(text),
         job_text=text,
         summary=_record(store, "summary.json") if status.state == "finished" else {},
         progress=_record(store, PROGRESS),
-        parts=tuple(Committed(name, (info.mtime_ns or 0) / 1e9, info.size or 0) for name, info in listed),
+        parts=tuple(
+            Committed(info.base_name, (info.mtime_ns or 0) / 1e9, info.size or 0)
+            for info in committed_parts(store.listing(), plan)
+        ),
     )
 
 

@@ -56,7 +56,7 @@ def _step_of(name: str, told: Mapping[str, Any], columns: Mapping[str, Any], mod
     prefix = told.get("prefix")
     own = told.get("model")
     path = own.get("path") if isinstance(own, dict) else own
-    named = {**columns, **_mapping(_mapping(told, "input"), "columns"), **_mapping(told, "columns")}
+    named = _mapping(told, "columns") or columns
     prefix = f"{name}_" if prefix is None else str(prefix)
     return Step(name, task, before + prefix, path or model, _inputs(task, named))
 

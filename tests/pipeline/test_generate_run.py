@@ -25,11 +25,11 @@ GENERATE: dict[str, Any] = {"do_sample": True, "top_k": 0, "max_new_tokens": 8, 
 
 
 @pytest.fixture(scope="module")
-def ray_three() -> Iterator[None]:
-    """A Ray that has room for three workers, however few cores there are."""
+def ray_four() -> Iterator[None]:
+    """A Ray that has room for four workers, however few cores there are."""
     import ray
 
-    ray.init("local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -79,7 +79,7 @@ def files(out: Path) -> dict[str, pa.Table]:
 
 
 @pytest.fixture(scope="module")
-def quiet(job: Path, ray_three: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def quiet(job: Path, ray_four: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """A run by one worker that nobody disturbs."""
     out = tmp_path_factory.mktemp("quiet")
     return out, run(job, out, "cluster.workers.max=1")
@@ -115,8 +115,10 @@ def test_every_row_is_continued_once_in_order_by_the_draws_of_its_place(
         assert row["generated_ids"] == lively.looped(ids, 8, (3, number, 0))
 
 
-def test_the_number_of_workers_changes_no_value(job: Path, calm: dict[str, pa.Table], tmp_path: Path) -> None:
-    workers = 3
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_number_of_workers_changes_no_value(
+    job: Path, calm: dict[str, pa.Table], tmp_path: Path, workers: int
+) -> None:
     seen = tmp_path / "seen"
     seen.mkdir()
 

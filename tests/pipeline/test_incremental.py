@@ -15,6 +15,7 @@ import gpt2model
 import pipeline.run
 from pipeline.cli import main
 from pipeline.errors import JobError, LeaseHeld, OutputRefused, PipelineError
+from pipeline.finished import read_finished
 from pipeline.job import Job
 from pipeline.lease import Lease
 from pipeline.locations import locate
@@ -200,6 +201,9 @@ def test_doing_a_changed_file_again_survives_being_cut_off(
     assert done.ids() == left[moment]
     assert ("earlier state of" in str(done.verify())) == (moment == "plan written")
     assert not done.verify().sound
+    assert read_status(str(done.out)).parts_committed == 2  # those of the file that did not change
+    with pytest.raises(OutputRefused, match="has not finished"):
+        read_finished(str(done.out))
     assert done.run().rows == 35  # what was asked for is recorded
     assert done.ids() == [*range(15, 30), *range(100, 120)]
     assert done.verify().sound

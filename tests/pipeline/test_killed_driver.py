@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from tests.pipeline.answers import saved_model
 
 KILLS = int(os.environ.get("PIPELINE_KILLS", "1"))
 PARTS = 30
+KINDS = ("parquet", "streamed", "steps")
+SIGNALLED = [("parquet", signal.SIGINT), ("steps", signal.SIGTERM)]
+if KILLS > 1:
+    SIGNALLED = list(product(KINDS, (signal.SIGINT, signal.SIGTERM)))
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def kill_at(job: Path, out: Path, committed: int, wait: float) -> None:
     process.wait()
 
 
-@pytest.fixture(scope="module", params=["parquet", "streamed", "steps"])
+@pytest.fixture(scope="module", params=KINDS)
 def calm(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, rows: pa.Table
 ) -> Calm:
@@ -124,7 +129,7 @@ def test_a_killed_run_is_finished_by_the_same_command(calm: Calm, tmp_path: Path
     assert not (out / "_pipeline" / "lease.json").exists()
 
 
-@pytest.mark.parametrize(("calm", "number"), [("parquet", signal.SIGINT), ("steps", signal.SIGTERM)], indirect=["calm"])
+@pytest.mark.parametrize(("calm", "number"), SIGNALLED, indirect=["calm"])
 def test_a_signal_ends_the_run_with_a_word_and_leaves_no_process_behind(
     calm: Calm, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -120,7 +120,7 @@ def kill_raylet(cluster: Cluster, node: ray._private.node.Node) -> None:
     node.all_processes["raylet"][0].process.kill()
 
 
-@pytest.mark.parametrize(("lose", "count"), [(leave, 1), (kill_raylet, 2)])
+@pytest.mark.parametrize(("lose", "count"), [(leave, 1), (kill_raylet, 1), (kill_raylet, 2)])
 def test_nodes_that_are_lost_lose_no_row_and_change_none(
     cluster: Cluster,
     start: Callable[[], Running],

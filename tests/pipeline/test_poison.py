@@ -91,7 +91,7 @@ RAISED = "ValueError: what a row"
 @pytest.mark.parametrize(
     ("poison", "reasons"),
     [
-        ({3: "SIGSEGV", 450: "SIGKILL"}, {3: DEATH, 450: DEATH}),
+        ({3: "SIGSEGV", 450: "SIGKILL", 451: "SIGKILL"}, {3: DEATH, 450: DEATH, 451: DEATH}),
         (dict.fromkeys(POISON, "raise"), dict.fromkeys(POISON, RAISED)),
     ],
     ids=["kill", "raise"],

@@ -168,6 +168,40 @@ def test_a_retry_does_what_failed_again_and_nothing_else(
     assert [(name, rows) for name, rows in computed if rows] == [("names", 60)]
 
 
+def test_a_row_that_is_set_aside_in_a_retry_keeps_what_its_sound_steps_found(
+    write_job: JobWriter, models: dict[str, str], tmp_path: Path
+) -> None:
+    pq.write_table(
+        pa.table({"text": ["the cat sat"], "title": pa.array([None], pa.string())}), tmp_path / "one.parquet"
+    )
+    steps = {
+        "fluency": {"task": "score"},
+        "title": {"task": "classify", "model": {"path": models["topic"]}, "columns": {"text": "title"}},
+    }
+    prepared, worker = run_here(with_steps(write_job, steps, input={"parquet": str(tmp_path / "one.parquet")}))
+    ((part, counted),) = prepared.store.committed(prepared.plan)
+    (before,) = table_of(prepared).to_pylist()
+    report = worker.retry(replace(part, retry=True, set_aside={0: "the worker died of it"}))
+    (after,) = table_of(prepared).to_pylist()
+    assert after == {**before, "error": "title: the worker died of it"}
+    assert report.counted == counted
+    assert verify(prepared).sound
+
+
+def test_a_value_beside_the_error_of_its_step_is_a_damage(write_job: JobWriter, models: dict[str, str]) -> None:
+    steps = {"fluency": {"task": "score"}, "topic": {"task": "classify", "model": {"path": models["topic"]}}}
+    prepared, worker = run_here(with_steps(write_job, steps, input={"limit": 20}))
+    ((part, _),) = prepared.store.committed(prepared.plan)
+    table = table_of(prepared)
+    for reason, damaged in (("topic: no luck", "topic_label"), ("fluency: no luck", "fluency_loglikelihood")):
+        told = table.set_column(table.num_columns - 1, "error", pa.array([reason, *[None] * 19], pa.string()))
+        with prepared.store.stage(part, prepared.plan.schema) as staged:
+            staged.write(told)
+            staged.commit(worker._footer(part, 20, 1, {}))
+        (finding,) = verify(prepared).findings
+        assert f"row 0 has an error, and a value in {damaged!r}" in str(finding)
+
+
 def watched(name: str, prepare: Any, computed: list[tuple[str, int]]) -> Any:
     def counting(rows: pa.Table) -> Any:
         computed.append((name, rows.num_rows - rows.column(0).null_count))
