@@ -147,6 +147,8 @@ class ClusterOptions(Options):
     cache_tokens: Positive | Literal["auto"] = "auto"
     """Of generate: positions that a worker keeps keys and values of. auto: what those rows can need, within a quarter
     of a CPU's free memory or nine tenths of a GPU's."""
+    cuda_graphs: bool = True
+    """Of generate on CUDA: steps are recorded and launched whole. false: kernel by kernel, slower with small models."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:

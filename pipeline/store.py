@@ -278,14 +278,11 @@ class StagedPart:
         """One whole object: it becomes visible when the upload is complete."""
         # Mapped whole before the upload begins: a stream to a store that is closed by an error of reading completes.
         content = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
-        (stood,) = self.store.backoff.call(lambda: target.filesystem.get_file_info([target.path]))
         try:
-            info = self.store.backoff.call(lambda: _put(target, content))
+            return stamp_of(self.store.backoff.call(lambda: _put(target, content)))
         except (pa.ArrowException, OSError):
-            if stood.type == fs.FileType.NotFound:
-                _remove_unless_whole(target, content.size)
+            _remove_if_torn(target)
             raise
-        return stamp_of(info)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -318,11 +315,13 @@ def _put(target: Location, content: bytes | pa.Buffer) -> fs.FileInfo:
     return info
 
 
-def _remove_unless_whole(target: Location, size: int) -> None:
-    """Take away what a failed upload may have left under the name of a part; not a part of another attempt."""
-    with contextlib.suppress(pa.ArrowException, OSError):
-        (info,) = target.filesystem.get_file_info([target.path])
-        if info.type == fs.FileType.File and info.size != size:
+def _remove_if_torn(target: Location) -> None:
+    """Take away what a failed upload may have left under the name of a part; not a whole part of another attempt."""
+    with contextlib.suppress(OSError):
+        try:
+            with target.filesystem.open_input_file(target.path) as file:
+                pq.read_metadata(file)
+        except pa.ArrowInvalid:  # no Parquet file, or the beginning of one
             target.filesystem.delete_file(target.path)
 
 

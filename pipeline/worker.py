@@ -182,7 +182,10 @@ class Worker:
 
         spec = self.spec
         size = cache_size(spec.job, model.config, model.dtype, spec.device, spec.threads, among)
-        return EngineRunner([task.engine(model, size.sequences, size.tokens, budget) for _ in range(size.engines)])
+        graphs = None if spec.job.cluster.cuda_graphs else False
+        return EngineRunner(
+            [task.engine(model, size.sequences, size.tokens, budget, graphs) for _ in range(size.engines)]
+        )
 
     def process_id(self) -> int:
         """The operating system's number of this process."""

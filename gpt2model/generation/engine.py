@@ -9,7 +9,7 @@ Shapes: T tokens of a step, R sequences that get a token in it, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from gpt2model.generation.blocks import BLOCK, BlockPool, blocks_for
 from gpt2model.generation.choice import Choice, Chooser
 from gpt2model.generation.config import GenerationConfig
 from gpt2model.generation.context import NO_TOKEN, Context
+from gpt2model.generation.graphs import DecodeGraphs, Work, can_be_recorded
 from gpt2model.generation.noise import step_keys, stream_keys
 from gpt2model.generation.requests import Continuation, FinishReason, Ids, Request
 from gpt2model.generation.schedule import Schedule, Step
@@ -57,6 +58,8 @@ class EngineCounts:
     """Positions of the blocks in use, added up over steps."""
     filled_steps: int = 0
     """Positions of them that held something."""
+    replayed_steps: int = 0
+    """Steps in which sequences under way took their token by a recorded graph."""
 
 
 class Engine:
@@ -72,11 +75,14 @@ class Engine:
         tokens_per_step: int = 2048,
         logprobs: bool = False,
         stop: StopStrings | None = None,
+        graphs: bool | None = None,
     ) -> None:
         """`slots` sequences are under way at most; keys and values are kept for `cache_tokens` positions.
 
         Of the config, what is about lengths, beams and outputs is the requests' own affair and not looked at, and
         `stop_strings` come as the automaton `stop`. A step reads at most `tokens_per_step` tokens, or one prompt.
+        `graphs` lets sequences under way take their tokens in a pass of rounded sizes beside the one of the prompts, by
+        default where that can be recorded as a CUDA graph; on a CPU it is computed again each time.
 
         Raises InputError for a cache that can't hold one sequence of the model's context.
         """
@@ -103,6 +109,10 @@ class Engine:
         self._clean = np.ones(slots, np.bool_)
         self._streams = torch.zeros(slots, dtype=torch.int64, device=self._device)
         self._stop_states = torch.zeros(slots, dtype=torch.int64, device=self._device)
+        self._graphs = None
+        if can_be_recorded(model) if graphs is None else graphs:
+            record = None if self._device.type == "cuda" else _unrecorded
+            self._graphs = DecodeGraphs(model, self._schedule, self._ids, record)
 
     @property
     def unfinished(self) -> int:
@@ -155,7 +165,7 @@ class Engine:
         step = self._schedule.step()
         slots = torch.tensor(step.slots, device=self._device)
         self._begin(step)
-        states = self._read(step, slots)
+        states = self._states(step)
         choice = self._choose(states, slots)
         ended = self._take_in(choice, step, slots)
         self._count(step, more)
@@ -174,8 +184,17 @@ class Engine:
             if self._stop is not None:
                 self._stop_states[slot] = self._stop.start(1, self._device)[0]
 
-    def _read(self, step: Step, slots: Tensor) -> Tensor:
+    def _states(self, step: Step) -> Tensor:
         """Hidden states after the newest token of each sequence: [at least LEAST_ROWS, D], the first R of them real."""
+        replayed = None if self._graphs is None else self._graphs.read(step)
+        if replayed is None:
+            return self._read(step)
+        self.counts.replayed_steps += 1
+        prompts = replace(step, decoding=())
+        return torch.cat([replayed[: len(step.decoding)], self._read(prompts)]) if prompts.slots else replayed
+
+    def _read(self, step: Step) -> Tensor:
+        """The same by one pass without padding over all that the step reads."""
         schedule, count = self._schedule, len(step.decoding)
         positions, blocks, offsets = (self._padded(each) for each in schedule.places(step))
         begun = [(schedule.running[slot], int(schedule.own[slot])) for slot in step.slots[count:]]
@@ -183,7 +202,7 @@ class Engine:
         plain = [each.prefix.ids for each in step.loading] + prompts[: len(step.plain)]
         read = [*plain, *prompts[len(step.plain) :]]
         lengths = [1] * count + [len(each) for each in read]
-        newest = self._ids[slots[:count], positions[:count]]
+        newest = self._ids[torch.tensor(step.decoding, dtype=torch.int64, device=self._device), positions[:count]]
         ids = torch.cat([newest, torch.from_numpy(np.concatenate([*read, np.zeros(0, np.int64)])).to(self._device)])
         ids = F.pad(ids, (0, len(positions) - len(ids)))
         # Padding writes behind the pool's blocks.
@@ -212,29 +231,27 @@ class Engine:
     def _decoding(self, step: Step) -> Decoding | None:
         if not step.decoding:
             return None
-        owners, filled, table = (
-            torch.from_numpy(each).to(self._device) for each in self._schedule.table(step.decoding)
-        )
+        table = self._schedule.table(step.decoding)
+        owners, filled, entries = (torch.from_numpy(each).to(self._device) for each in table.padded(*table.sizes))
         empty = torch.arange(BLOCK, device=self._device) >= filled[:, None]
-        return Decoding(owners, empty[:, None] * UNSEEN, table)
+        return Decoding(owners, empty[:, None] * UNSEEN, entries)
 
     def _behind(self, step: Step, start: int) -> list[Behind]:
         """The prefixes that matter in this step; prompts behind them begin with token `start` of the step."""
         reading = {id(shared): members for shared, members in step.behind}
-        row_of = {slot: row for row, slot in enumerate(step.decoding)}
+        decoding = self._schedule.prefixes(step.decoding)
+        rows_of = {id(shared): rows for shared, rows in decoding}
         found = []
         # Those that are read behind come first and in the step's order, so that their spans follow one another.
-        every = [shared for shared, _ in step.behind] + self._schedule.held()
+        every = [shared for shared, _ in [*step.behind, *decoding]]
         for shared in {id(each): each for each in every}.values():
-            rows = [row_of[slot] for slot in sorted(shared.running) if slot in row_of]
-            spans = []
+            rows, spans = rows_of.get(id(shared), []), []
             for slot in reading.get(id(shared), ()):
                 spans.append(slice(start, start + int(self._schedule.tokens[slot] - self._schedule.own[slot])))
                 start = spans[-1].stop
-            if rows or spans:
-                padded = rows + rows[:1] * max(0, LEAST_ROWS - len(rows))
-                blocks, places = (torch.tensor(each, device=self._device) for each in (shared.blocks, padded))
-                found.append(Behind(blocks, len(shared.prefix.ids), places.long(), spans))
+            padded = rows + rows[:1] * max(0, LEAST_ROWS - len(rows))
+            blocks, places = (torch.tensor(each, device=self._device) for each in (shared.blocks, padded))
+            found.append(Behind(blocks, len(shared.prefix.ids), places.long(), spans))
         return found
 
     def _choose(self, states: Tensor, slots: Tensor) -> Choice:
@@ -290,3 +307,8 @@ class Engine:
         filled = (schedule.tokens - schedule.own)[running].sum() + sum(len(each.prefix.ids) for each in schedule.held())
         counts.filled_steps += int(filled)
         counts.block_steps += schedule.pool.taken * BLOCK
+
+
+def _unrecorded(work: Work) -> Work:
+    """A CPU has no graphs: the work is done once more."""
+    return work

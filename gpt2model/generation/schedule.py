@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from gpt2model.errors import InputError
 from gpt2model.generation.blocks import BLOCK, BlockPool, blocks_for
@@ -67,6 +68,38 @@ class Step:
     def slots(self) -> list[int]:
         """All slots that get a token, in the order of the step's tokens."""
         return [*self.decoding, *self.plain, *(slot for _, members in self.behind for slot in members)]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """B sequences over the first N blocks of the pool: owners and filled places of these, [N] each, and blocks [B, J].
+
+    `behind` [B] says who goes on from a prefix. NOBODY stands for no owner, and for no block.
+    """
+
+    owners: Ids
+    filled: Ids
+    blocks: Ids
+    behind: npt.NDArray[np.bool_]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """B, N and J."""
+        return len(self.blocks), len(self.owners), self.blocks.shape[1]
+
+    def padded(self, rows: int, blocks: int, depth: int) -> tuple[Ids, Ids, Ids]:
+        """As step_attention.Decoding wants it, for so many at least: owners, filled places, the table with prefixes.
+
+        What is beyond the B sequences and N blocks is empty.
+        """
+        count, held, used = self.sizes
+        nothing = blocks + rows
+        owners, filled = np.zeros((2, blocks), np.int64)
+        owners[:held], filled[:held] = self.owners.clip(0), self.filled
+        table = np.full((rows, 1 + depth), nothing)
+        table[:count, 0] = np.where(self.behind, blocks + np.arange(count), nothing)
+        table[:count, 1 : 1 + used] = np.where(self.blocks == NOBODY, nothing, self.blocks)
+        return owners, filled, table
 
 
 class Schedule:
@@ -137,6 +170,12 @@ class Schedule:
         """The prefixes that are in the pool."""
         return [each for each in self._shared.values() if each.blocks]
 
+    def prefixes(self, decoding: Sequence[int]) -> list[tuple[Shared, list[int]]]:
+        """The prefixes that the sequences of these slots go on from, and their places among them."""
+        row_of = {slot: row for row, slot in enumerate(decoding)}
+        found = ((each, [row_of[slot] for slot in sorted(each.running) if slot in row_of]) for each in self.held())
+        return [(shared, rows) for shared, rows in found if rows]
+
     def end(self, slot: int, *, sound: bool = True) -> Request:
         """Give a slot and its blocks back, which are not sound where they may hold NaN."""
         ended = self.running.pop(slot)
@@ -206,24 +245,19 @@ class Schedule:
             blocks.append(self._blocks[slot, own[-1] // BLOCK])
         return np.concatenate(positions), np.concatenate(blocks), np.concatenate(own) % BLOCK
 
-    def table(self, decoding: Sequence[int]) -> tuple[Ids, Ids, Ids]:
-        """The sequences over the pool: each block's owner [N] and filled places [N], each sequence's blocks [B, J].
-
-        Owners count among the B sequences; see step_attention.Decoding for the table's other entries.
-        """
-        slots, count = np.array(decoding, np.int64), len(decoding)
+    def table(self, decoding: Sequence[int]) -> Table:
+        """The sequences of these slots over the pool."""
+        slots = np.array(decoding, np.int64)
         used = self._used[slots]
         valid = np.arange(used.max()) < used[:, None]
-        table = self._blocks[slots, : used.max()]
-        blocks = 1 + int(table[valid].max())
+        table = np.where(valid, self._blocks[slots, : used.max()], NOBODY)
         # One more, which NOBODY finds.
         row_of = np.full(len(self.tokens) + 1, NOBODY, np.int64)
-        row_of[slots] = np.arange(count)
-        owners = row_of[self._owner[:blocks]]
-        held = (self.tokens - self.own)[slots][owners] - self._place[:blocks] * BLOCK
+        row_of[slots] = np.arange(len(slots))
+        owners = row_of[self._owner[: 1 + int(table.max())]]
+        held = (self.tokens - self.own)[slots][owners] - self._place[: len(owners)] * BLOCK
         filled = np.where(owners == NOBODY, 0, held.clip(0, BLOCK))
-        prefix = np.where(self.own[slots] > 0, blocks + np.arange(count), blocks + count)
-        return owners.clip(0), filled, np.column_stack([prefix, np.where(valid, table, blocks + count)])
+        return Table(owners, filled, table, self.own[slots] > 0)
 
     def _needs(self, request: Request, shared: Shared | None) -> int:
         """Blocks for all that a request may come to. The last token is never read, so that it needs no position."""

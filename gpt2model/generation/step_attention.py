@@ -24,15 +24,17 @@ UNSEEN = -1e30
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """A prefix that sequences of a step go on from: its blocks [blocks of P], its length, and who they are.
+    """A prefix that sequences of a step go on from: its blocks [blocks of P], P, and who they are.
 
-    rows are the places [M] among the B sequences; prompts the spans of T in which prompts behind it lie.
+    rows are the places [M] among the B sequences; prompts the spans of T in which prompts behind it lie. hidden, [P],
+    is UNSEEN where P goes beyond the prefix, else 0; without it P is the prefix.
     """
 
     blocks: Tensor
     length: int
     rows: Tensor
     prompts: Sequence[slice]
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class StepAttention:
         for each, (key, value) in zip(self._behind, prefixes, strict=True):
             if len(each.rows):
                 many = query[each.rows].transpose(0, 1)
-                top, total, sums = _attend(many, key, value, layer.scale, None)
+                top, total, sums = _attend(many, key, value, layer.scale, each.hidden)
                 parts.put(blocks + each.rows, top.T, total.T, sums.transpose(0, 1))
         return parts.gathered(decoding.table)
 
@@ -117,7 +119,8 @@ class _Parts:
     def __init__(self, rows: int, like: Tensor) -> None:
         heads, size = like.shape[1:]
         self._top = torch.full((rows, heads), UNSEEN, dtype=torch.float32, device=like.device)
-        self._total = torch.zeros_like(self._top)
+        # A sequence that sees nothing at all gets zeros, and not what is 0 divided by 0.
+        self._total = torch.ones_like(self._top)
         self._sums = torch.zeros(rows, heads, size, dtype=torch.float32, device=like.device)
 
     def put(self, rows: slice | Tensor, top: Tensor, total: Tensor, sums: Tensor) -> None:

@@ -56,8 +56,10 @@ class Continuing(Protocol):
     def by_engine(self) -> bool:
         """False where the task's options want packs after all."""
 
-    def engine(self, model: Any, slots: int, cache_tokens: int, tokens_per_step: int) -> Engine:
-        """What continues so many rows at once, within a cache of so many positions."""
+    def engine(
+        self, model: Any, slots: int, cache_tokens: int, tokens_per_step: int, graphs: bool | None = None
+    ) -> Engine:
+        """What continues so many rows at once, within a cache of so many positions; `graphs` as Engine takes it."""
 
 
 def by_engine(task: Task) -> TypeGuard[Continuing]:

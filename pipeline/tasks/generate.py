@@ -188,8 +188,10 @@ class GenerateTask:
         """False for beams, which are searched batch by batch."""
         return self.options.num_beams == 1
 
-    def engine(self, model: Any, slots: int, cache_tokens: int, tokens_per_step: int) -> Engine:
-        """What continues so many rows at once, within a cache of so many positions."""
+    def engine(
+        self, model: Any, slots: int, cache_tokens: int, tokens_per_step: int, graphs: bool | None = None
+    ) -> Engine:
+        """What continues so many rows at once, within a cache of so many positions; `graphs` as Engine takes it."""
         from gpt2model.generation import Engine
 
         return Engine(
@@ -200,6 +202,7 @@ class GenerateTask:
             tokens_per_step=tokens_per_step,
             logprobs=self.options.logprobs,
             stop=self._stop,
+            graphs=graphs,
         )
 
     def compute(self, model: Any, prepared: GenerateRows, runner: Any) -> MadeRows:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from gpt2model.generation import Engine
 from pipeline.compose import load_job
 from pipeline.plan import Part
 from pipeline.preflight import prepare
@@ -163,6 +164,21 @@ def test_searches_give_the_same_in_parts_of_any_size(job: Path, tmp_path: Path, 
         for rows in (7, 40)
     )
     assert one.equals(other)
+
+
+@pytest.mark.parametrize(("asked", "given"), [("true", None), ("false", False)])
+def test_an_engine_decides_on_graphs_unless_the_job_switches_them_off(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, given: bool | None
+) -> None:
+    told: list[bool | None] = []
+
+    def engine(*sizes: Any, **options: Any) -> Engine:
+        told.append(options.pop("graphs"))
+        return Engine(*sizes, **options)
+
+    monkeypatch.setattr("gpt2model.generation.Engine", engine)
+    done_here(job, tmp_path, f"cluster.cuda_graphs={asked}", "input.limit=1")
+    assert told == [given]
 
 
 def test_another_seed_changes_the_texts(job: Path, calm: dict[str, pa.Table], tmp_path: Path) -> None:

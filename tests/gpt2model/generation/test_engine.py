@@ -133,6 +133,7 @@ def check(name: str, answers: list[Continuation], asked: list[Request]) -> None:
     cache_tokens=st.sampled_from([LEAST_CACHE, LEAST_CACHE + BLOCK, 400, 3000]),
     tokens_per_step=st.sampled_from([1, 30, 150, 2048]),
     shared=st.booleans(),
+    graphs=st.booleans(),
     arrivals=st.randoms(use_true_random=False),
 )
 def test_a_row_gets_what_it_gets_alone(
@@ -142,12 +143,13 @@ def test_a_row_gets_what_it_gets_alone(
     cache_tokens: int,
     tokens_per_step: int,
     shared: bool,
+    graphs: bool,
     arrivals: random.Random,
 ) -> None:
     asked = requests([place for place, _ in rows], [limit for _, limit in rows], shared)
     late, answers = asked.copy(), []
     arrivals.shuffle(late)
-    running = engine(name, slots=slots, cache_tokens=cache_tokens, tokens_per_step=tokens_per_step)
+    running = engine(name, slots=slots, cache_tokens=cache_tokens, tokens_per_step=tokens_per_step, graphs=graphs)
     while late or running.unfinished:
         arriving = arrivals.randint(0 if running.unfinished else 1, 4)
         running.submit(late[:arriving])
