@@ -7,7 +7,7 @@ time; an index that is missing, unreadable or of another run only costs the time
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ class Entry:
 class Index(Mapping[str, Entry]):
     """Entries by part name, in columns: about a hundred bytes each."""
 
-    def __init__(self, pieces: Sequence[pa.Table] = ()) -> None:
+    def __init__(self, pieces: Iterable[pa.Table] = ()) -> None:
         """Of entries with the same name the first counts."""
         self._table = pa.concat_tables([SCHEMA.empty_table(), *pieces]).combine_chunks()
         self._names = Names(lambda: (name.as_py() for name in self._table.column("name")))

@@ -25,7 +25,7 @@ def read_index(store: Store, plan: Plan) -> Index:
     """What the folder's index knows of this run's parts; nothing where there is none, or none that can be read."""
     with ThreadPoolExecutor(READERS) as pool:
         contents = pool.map(lambda name: _content(store, name), _files(store))
-        return Index([from_bytes(content, plan.fingerprint) for content in contents])
+        return Index(from_bytes(content, plan.fingerprint) for content in contents)
 
 
 def add_to_index(store: Store, plan: Plan, entries: Mapping[str, Entry]) -> None:
