@@ -73,10 +73,16 @@ class GPT2Block(nn.Module):
             hidden = hidden + attended
         return hidden + self.mlp(self.ln_2(hidden)), weights, cross_weights
 
-    def forward_tokens(self, hidden: Tensor, attend: Attend, scratch: Scratch) -> Tensor:
-        """[T, D] -> [T, D] for T tokens of any sequences; writes over its input and leaves dropout out."""
+    def forward_tokens(self, hidden: Tensor, attend: Attend, scratch: Scratch, only: Tensor | None = None) -> Tensor:
+        """[T, D] -> [T, D] for T tokens of any sequences; writes over its input and leaves dropout out.
+
+        Of the places `only` [M] alone: [M, D]; keys and values are those of all tokens.
+        """
         attn, mlp = self.attn, self.mlp
         mixed = attend(project(attn.c_attn, self.ln_1(hidden), scratch.qkv), attn)
+        if only is not None:
+            hidden, mixed = hidden[only], mixed[only]
         hidden = add_projected(hidden, attn.c_proj, mixed)
-        inner = activated_projection(mlp.act, mlp.c_fc, self.ln_2(hidden), scratch.inner)
+        fitting = None if scratch.inner is None else scratch.inner[: len(hidden)]
+        inner = activated_projection(mlp.act, mlp.c_fc, self.ln_2(hidden), fitting)
         return add_projected(hidden, mlp.c_proj, inner)

@@ -68,7 +68,7 @@ class GPT2ForSequenceClassification(GPT2PreTrainedModel):
     def forward_packed(self, packed: Packed) -> Tensor:
         """Logits [N, K] of each sequence of a pack; raises InputError for an empty sequence."""
         _, lasts = packed.ends()
-        logits: Tensor = self.score(self.transformer.forward_packed(packed)[lasts])
+        logits: Tensor = self.score(self.transformer.forward_packed(packed, only=lasts))
         return logits
 
 

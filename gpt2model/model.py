@@ -103,13 +103,13 @@ class GPT2Model(GPT2PreTrainedModel):
         return self.as_asked(output, return_dict)
 
     @torch.no_grad()
-    def forward_packed(self, packed: Packed, *, layer: int = -1) -> Tensor:
+    def forward_packed(self, packed: Packed, *, layer: int = -1, only: Tensor | None = None) -> Tensor:
         """Hidden states [T, D] of a pack, by default after the last layer norm: each sequence sees itself alone.
 
         Equals forward on each sequence, without padding and without masks; on a branch, forward on its trunk and the
         branch behind it. `layer` counts as in forward's hidden_states: 0 is what enters the first block, -1 or n_layer
-        the last hidden state; blocks beyond it are not computed. For inference: no gradients, no dropout, no cross
-        attention.
+        the last hidden state; blocks beyond it are not computed. Of the places `only` [M] alone it gives [M, D], and
+        spares the last block the others. For inference: no gradients, no dropout, no cross attention.
 
         Raises InputError for a sequence longer than n_positions, an id outside the vocabulary, a layer there isn't.
         """
@@ -120,26 +120,31 @@ class GPT2Model(GPT2PreTrainedModel):
                 f"sequence {packed.depths.index(longest)} of the pack has {longest} tokens,"
                 f" n_positions is {self.config.n_positions}: shorten it, or slide a window over it"
             )
-        hidden = self._through(packed.input_ids, packed.position_ids, PackedAttention(packed), depth)
+        hidden = self._through(packed.input_ids, packed.position_ids, PackedAttention(packed), depth, only)
         last: Tensor = self.ln_f(hidden) if depth == self.config.n_layer else hidden
         return last
 
     @torch.no_grad()
-    def forward_tokens(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
+    def forward_tokens(
+        self, input_ids: Tensor, position_ids: Tensor, attend: Attend, only: Tensor | None = None
+    ) -> Tensor:
         """Hidden states [T, D], after the last layer norm, of tokens [T] at positions [T]; `attend` mixes them.
 
-        For inference, as forward_packed. Raises InputError for an id outside the vocabulary.
+        For inference, and with `only`, as forward_packed. Raises InputError for an id outside the vocabulary.
         """
-        last: Tensor = self.ln_f(self._through(input_ids, position_ids, attend, self.config.n_layer))
+        last: Tensor = self.ln_f(self._through(input_ids, position_ids, attend, self.config.n_layer, only))
         return last
 
-    def _through(self, input_ids: Tensor, position_ids: Tensor, attend: Attend, depth: int) -> Tensor:
-        """What comes out of the first `depth` blocks, [T, D]."""
+    def _through(
+        self, input_ids: Tensor, position_ids: Tensor, attend: Attend, depth: int, only: Tensor | None
+    ) -> Tensor:
+        """What comes out of the first `depth` blocks, [T, D], or [M, D] at the places `only`."""
         hidden = self._lookup(input_ids, "input_ids").add_(self.wpe(position_ids))
         scratch = Scratch.beside(hidden, self.config)
-        for block in cast("list[GPT2Block]", self.h[:depth]):
-            hidden = block.forward_tokens(hidden, attend, scratch)
-        return hidden
+        early = only if depth and only is not None and len(only) < len(hidden) else None
+        for number, block in enumerate(cast("list[GPT2Block]", self.h[:depth]), 1):
+            hidden = block.forward_tokens(hidden, attend, scratch, early if number == depth else None)
+        return hidden if only is None or early is not None else hidden[only]
 
     def _depth(self, layer: int) -> int:
         """How many blocks lie before the hidden states of that number."""

@@ -89,7 +89,7 @@ def _logprobs_at(
     check_ids(ids, model.config.vocab_size, "targets", "vocab_size")
     if len(places) == 0:
         return ids.new_empty(0, dtype=torch.float32), ids.new_empty(0, dtype=torch.bool) if greedy else None
-    hidden = model.transformer.forward_packed(packed)[places]
+    hidden = model.transformer.forward_packed(packed, only=places)
     scores = [
         _score(states, some, model.lm_head.weight, greedy=greedy)
         for states, some in zip(torch.split(hidden, chunk), torch.split(ids, chunk), strict=True)

@@ -215,10 +215,9 @@ class Engine:
             pack(plain).to(self._device) if plain else None,
             self._behind(step, count + sum(map(len, plain))),
         )
-        hidden = self._model.transformer.forward_tokens(ids, positions, attention)
         # A prefix is read for others' sake: nothing is chosen after it.
         lasts = np.delete(np.cumsum(lengths) - 1, np.arange(count, count + len(step.loading)))
-        return hidden[self._padded(lasts)]
+        return self._model.transformer.forward_tokens(ids, positions, attention, self._padded(lasts))
 
     def _padded(self, values: Ids) -> Tensor:
         """Whole numbers on the device, zeros behind them up to a multiple of LEAST_ROWS, or of four times that.

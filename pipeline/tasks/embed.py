@@ -92,15 +92,17 @@ class EmbedTask:
 
         def call(index: Index) -> None:
             packed = prepared.sequences.packed(index, model.device)
-            hidden = model.forward_packed(packed, layer=self.options.layer)
-            states[index] = self._pooled(hidden, packed).float().cpu().numpy()
+            states[index] = self._pooled(model, packed).float().cpu().numpy()
 
         failed = runner.run(prepared.sequences.lengths, call)
         return Embedded(states, prepared.sequences.rows_of(failed))
 
-    def _pooled(self, hidden: Tensor, packed: Packed) -> Tensor:
-        """[T, D] -> [N, D]: the last state of each sequence, or the mean of all."""
-        return hidden[packed.ends()[1]] if self.options.pooling == "last" else packed.means(hidden)
+    def _pooled(self, model: GPT2Model, packed: Packed) -> Tensor:
+        """The last state of each sequence, or the mean of all: [N, D]."""
+        layer = self.options.layer
+        if self.options.pooling == "last":
+            return model.forward_packed(packed, layer=layer, only=packed.ends()[1])
+        return packed.means(model.forward_packed(packed, layer=layer))
 
     def finish(self, prepared: Documents, computed: Embedded) -> RowResults:
         """Windows to rows."""

@@ -156,6 +156,31 @@ def test_a_layer_there_is_not_is_refused(layer: int) -> None:
         ours("GPT2Model").forward_packed(pack([[1]]), layer=layer)
 
 
+@pytest.mark.parametrize("by_onednn", [False, True])
+@pytest.mark.parametrize("layer", [-1, 0, 2, 3])
+@pytest.mark.parametrize("places", [[], [7], [3, 0, 13], [1, 1, 5, 5], list(range(14)), [2] * 20])
+def test_of_some_places_alone_states_are_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, places: list[int], layer: int, by_onednn: bool
+) -> None:
+    monkeypatch.setattr("gpt2model.onednn._is_better", lambda: by_onednn)
+    model = ours("GPT2Model")
+    packed = pack_branches([random_ids(5), random_ids(3, seed=1)], [[random_ids(2), random_ids(3)], [random_ids(1)]])
+    whole = model.forward_packed(packed, layer=layer)
+    only = torch.tensor(places, dtype=torch.int64)
+    assert len(whole) == 14
+    found = model.forward_packed(packed, layer=layer, only=only)
+    assert found.shape == (len(places), 32)
+    assert torch.allclose(found, whole[only], rtol=1e-4, atol=1e-4)
+
+
+def test_the_last_block_is_spared_what_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = ours("GPT2Model", n_layer=2), []
+    for block in model.h:
+        monkeypatch.setattr(block.mlp, "act", lambda x: rows.append(len(x)) or torch.relu(x))
+    model.forward_packed(pack([random_ids(9), random_ids(4)]), only=torch.tensor([8, 12]))
+    assert rows == [13, 2]
+
+
 def test_blocks_beyond_the_layer_are_not_computed() -> None:
     model = ours("GPT2Model")
     model.h[2] = torch.nn.Identity()  # has no packed pass
