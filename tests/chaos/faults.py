@@ -29,10 +29,13 @@ class Fault(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KillDriver:
+    """Waits for its death: nothing else can end a worker that is stopped after it."""
+
     codes = frozenset({-signal.SIGKILL})
 
     def strike(self, command: Command) -> bool:
         command.process.kill()
+        command.process.wait()
         return True
 
 

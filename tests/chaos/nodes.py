@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from ray.cluster_utils import Cluster
+
+from tests.chaos.processes import processes
 
 NODES = 2
 STORE_BYTES = 80 << 20
@@ -49,11 +52,15 @@ class Nodes:
     def kill(self, place: float) -> bool:
         """SIGKILL the raylet of the node at `place` (0 to 1) among those that live; False where none does.
 
+        Its other processes are to notice; those that are stopped cannot, and go with their machine.
         In the place of the last another joins, without which a run rightly waits for ever.
         """
         alive = [node for node in self._cluster.worker_nodes if self._raylet(node).poll() is None]
         if alive:
-            self._raylet(alive[int(place * len(alive))]).kill()
+            raylet = self._raylet(alive[int(place * len(alive))])
+            stopped = [each.pid for each in processes() if each.parent == raylet.pid and each.stopped]
+            for pid in (raylet.pid, *stopped):
+                os.kill(pid, signal.SIGKILL)
         if len(alive) == 1:
             self.join()
         return bool(alive)

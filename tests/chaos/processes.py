@@ -16,7 +16,9 @@ class Process:
     """One living process."""
 
     pid: int
+    parent: int
     session: int
+    stopped: bool
     title: str
     environment: bytes
 
@@ -33,7 +35,7 @@ def processes() -> Iterator[Process]:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         if fields[0] != "Z":
-            yield Process(int(entry.name), int(fields[3]), title, environment)
+            yield Process(int(entry.name), int(fields[1]), int(fields[3]), fields[0] == "T", title, environment)
 
 
 def of_session(leader: int) -> list[Process]:
