@@ -14,76 +14,32 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from benchmarks.machine import describe, median, print_table, seconds
 from benchmarks.score import SHARED
+from benchmarks.workloads import Generation, Order, lognormal_prompts
 from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from gpt2model.generation import Engine, GenerationConfig, Request, share_prefixes
 from pipeline.continuing import EngineRunner
 
-Ids = npt.NDArray[np.int64]
-Order = Literal["prompt", "limit"]
 BATCHES = (8, 16)
 SLOTS = 64
 CACHE_TOKENS = 64 * 384
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """Prompts, how many tokens each is to get, and how many tokens all of them begin with."""
-
-    name: str
-    prompts: Sequence[Ids]
-    limits: Sequence[int]
-    prefix: int
-
-    @property
-    def new_tokens(self) -> int:
-        return sum(self.limits)
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(map(len, self.prompts))
-
-    def first(self, rows: int) -> Workload:
-        """The first rows alone."""
-        return Workload(self.name, self.prompts[:rows], self.limits[:rows], self.prefix)
-
-    def batches(self, size: int, order: Order) -> Iterator[tuple[list[Ids], int]]:
-        """Rows in batches, sorted, with each batch's greatest limit."""
-        keys = [len(prompt) for prompt in self.prompts] if order == "prompt" else self.limits
-        ordered = sorted(range(len(keys)), key=lambda row: keys[row])
-        for start in range(0, len(ordered), size):
-            rows = ordered[start : start + size]
-            yield [self.prompts[row] for row in rows], max(self.limits[row] for row in rows)
-
-
-def make_workload(rows: int, prefix: int) -> Workload:
-    """Random tokens: prompts of lognormal length (mean 123) behind a prefix, limits lognormal from 4 to 256."""
-    random = np.random.default_rng(0)
-    lengths = np.clip(random.lognormal(4.5, 0.8, rows), 8, 1023 - 256 - prefix).astype(int)
-    limits = np.clip(random.lognormal(3.9, 0.8, rows), 4, 256).astype(int)
-    shared = random.integers(0, 50_257, prefix)
-    prompts = [np.concatenate([shared, random.integers(0, 50_257, length)]) for length in lengths]
-    name = f"prefix of {prefix} tokens" if prefix else "nothing shared"
-    return Workload(name, prompts, limits.tolist(), prefix)
-
-
-def our_engine(model: GPT2LMHeadModel, threads: int, told: dict[str, float]) -> Callable[[Workload], object]:
+def our_engine(model: GPT2LMHeadModel, threads: int, told: dict[str, float]) -> Callable[[Generation], object]:
     """Ours, as the generate task runs it: longest limits first, prefixes found by itself; fills in what it tells."""
 
-    def run(work: Workload) -> object:
+    def run(work: Generation) -> object:
         engines = [Engine(model, GenerationConfig(), slots=SLOTS, cache_tokens=CACHE_TOKENS) for _ in range(threads)]
         prefixes = share_prefixes(work.prompts)
         order = sorted(range(len(work.prompts)), key=lambda row: -work.limits[row])
@@ -100,14 +56,14 @@ def our_engine(model: GPT2LMHeadModel, threads: int, told: dict[str, float]) -> 
     return run
 
 
-def transformers_engine(folder: str, size: int, order: Order) -> Callable[[Workload], object]:
+def transformers_engine(folder: str, size: int, order: Order) -> Callable[[Generation], object]:
     """transformers' generate, padded at the left to the longest of a batch."""
     import transformers
 
     model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     model.generation_config.eos_token_id = None
 
-    def run(work: Workload) -> object:
+    def run(work: Generation) -> object:
         last = None
         for prompts, limit in work.batches(size, order):
             longest = max(map(len, prompts))
@@ -120,10 +76,10 @@ def transformers_engine(folder: str, size: int, order: Order) -> Callable[[Workl
     return run
 
 
-def ctranslate2_engine(generator: Any, names: Sequence[str], size: int, order: Order) -> Callable[[Workload], object]:
+def ctranslate2_engine(generator: Any, names: Sequence[str], size: int, order: Order) -> Callable[[Generation], object]:
     """CTranslate2 in float32, the shared prefix as its static prompt."""
 
-    def run(work: Workload) -> object:
+    def run(work: Generation) -> object:
         results = None
         for prompts, limit in work.batches(size, order):
             tokens = [[names[each] for each in prompt[work.prefix :].tolist()] for prompt in prompts]
@@ -143,7 +99,7 @@ def ctranslate2_engine(generator: Any, names: Sequence[str], size: int, order: O
     return run
 
 
-def quickest(make: Callable[[int, Order], Callable[[Workload], object]], work: Workload) -> tuple[int, Order]:
+def quickest(make: Callable[[int, Order], Callable[[Generation], object]], work: Generation) -> tuple[int, Order]:
     """The batch size and the order that suit an engine best."""
     orders: tuple[Order, ...] = ("prompt", "limit")
     took = {}
@@ -153,13 +109,13 @@ def quickest(make: Callable[[int, Order], Callable[[Workload], object]], work: W
     return min(took, key=lambda each: took[each])
 
 
-def tell(work: Workload, name: str, took: float) -> None:
+def tell(work: Generation, name: str, took: float) -> None:
     """A line on the way: the whole takes long."""
     print(f"{work.name}, {len(work.limits)} rows, {name}: {work.new_tokens / took:,.1f} new tokens/s", file=sys.stderr)
 
 
 def compare(
-    work: Workload, engines: dict[str, Callable[[Workload], object]], rounds: int
+    work: Generation, engines: dict[str, Callable[[Generation], object]], rounds: int
 ) -> dict[str, dict[str, float]]:
     """New tokens a second of each engine, and the time against ours, round by round."""
     took: list[dict[str, float]] = []
@@ -199,12 +155,12 @@ def main(rounds: int, prompts: int, threads: int, prefixes: Sequence[int], searc
         names = [str(tokenizer.convert_ids_to_tokens(each)) for each in range(model.config.vocab_size)]
         ctranslate2.converters.TransformersConverter(folder).convert(f"{folder}/ct2", quantization="float32")
         generator = ctranslate2.Generator(f"{folder}/ct2", intra_threads=threads, compute_type="float32")
-        peers: dict[str, Callable[[int, Order], Callable[[Workload], object]]] = {
+        peers: dict[str, Callable[[int, Order], Callable[[Generation], object]]] = {
             "transformers": lambda size, order: transformers_engine(folder, size, order),
             "CTranslate2": lambda size, order: ctranslate2_engine(generator, names, size, order),
         }
         for prefix in prefixes:
-            work, told = make_workload(prompts, prefix), dict[str, float]()
+            work, told = lognormal_prompts(prompts, prefix), dict[str, float]()
             engines = {"ours": our_engine(model, threads, told)}
             for peer, make in peers.items():
                 size, order = quickest(make, work.first(searched))

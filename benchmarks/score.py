@@ -15,19 +15,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from benchmarks.machine import MatrixRate, beside_the_rate, describe, median, print_table, seconds
+from benchmarks.workloads import Scoring, lognormal_texts
 from gpt2model import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from gpt2model.packing import pack
 from gpt2model.scoring import token_logprobs
@@ -35,39 +34,12 @@ from pipeline.batching import Index, PackRunner
 from pipeline.worker import TOKENS_PER_BATCH
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-Ids = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Sequences to score, each begun by the end-of-text token."""
-
-    name: str
-    sequences: Sequence[Ids]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are read, so also predictions that are made."""
-        return sum(len(ids) - 1 for ids in self.sequences)
-
-    def operations(self, config: GPT2Config) -> float:
-        """Floating-point operations of the matrix products: 2 a weight and token, and causal attention."""
-        weights = 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd
-        attention = sum(2 * (len(ids) - 1) ** 2 for ids in self.sequences) * config.n_embd * config.n_layer
-        return 2.0 * weights * self.tokens + attention
-
-
-def lognormal_workload(config: GPT2Config) -> Workload:
-    """64 sequences of random tokens, lengths lognormal with mean 123."""
-    random = np.random.default_rng(0)
-    lengths = np.clip(random.lognormal(4.5, 0.8, 64), 8, 1023).astype(int)
-    return Workload("lognormal", [random.integers(0, config.vocab_size, length + 1) for length in lengths])
-
-
-def wikitext_workload(tokenizer: GPT2Tokenizer, rows: int) -> Workload:
+def wikitext_workload(tokenizer: GPT2Tokenizer, rows: int) -> Scoring:
     """The first WikiText-2 test rows that hold text."""
     ragged = tokenizer.encode_ragged(wikitext_rows(rows))
-    return Workload("WikiText-2", [np.concatenate([[tokenizer.bos_token_id], ids])[:1024] for ids in ragged])
+    return Scoring("WikiText-2", [np.concatenate([[tokenizer.bos_token_id], ids])[:1024] for ids in ragged])
 
 
 def wikitext_rows(rows: int) -> list[str]:
@@ -76,11 +48,11 @@ def wikitext_rows(rows: int) -> list[str]:
     return [text for text in texts if text.strip()][:rows]
 
 
-def packed_engine(model: GPT2LMHeadModel, threads: int) -> Callable[[Workload], float]:
+def packed_engine(model: GPT2LMHeadModel, threads: int) -> Callable[[Scoring], float]:
     """Ours, as a worker runs it: sorted, packed, no padding, a pack a thread."""
     runner = PackRunner(TOKENS_PER_BATCH["cpu"], threads)
 
-    def run(work: Workload) -> float:
+    def run(work: Scoring) -> float:
         lengths = np.array([len(ids) - 1 for ids in work.sequences])
         sums: list[float] = []
 
@@ -97,14 +69,14 @@ def packed_engine(model: GPT2LMHeadModel, threads: int) -> Callable[[Workload], 
     return run
 
 
-def transformers_engine(folder: str, batch: int) -> Callable[[Workload], float]:
+def transformers_engine(folder: str, batch: int) -> Callable[[Scoring], float]:
     """transformers, sorted by length, padded to the longest of a batch."""
     import transformers
 
     model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
 
     @torch.inference_mode()
-    def run(work: Workload) -> float:
+    def run(work: Scoring) -> float:
         ordered, total = sorted(work.sequences, key=len), 0.0
         for start in range(0, len(ordered), batch):
             chosen = [torch.from_numpy(ids) for ids in ordered[start : start + batch]]
@@ -118,7 +90,7 @@ def transformers_engine(folder: str, batch: int) -> Callable[[Workload], float]:
     return run
 
 
-def ctranslate2_engine(folder: str, target: str, names: Sequence[str], threads: int) -> Callable[[Workload], float]:
+def ctranslate2_engine(folder: str, target: str, names: Sequence[str], threads: int) -> Callable[[Scoring], float]:
     """CTranslate2 in float32, batched by tokens; `names` are the vocabulary's tokens."""
     import ctranslate2
 
@@ -126,7 +98,7 @@ def ctranslate2_engine(folder: str, target: str, names: Sequence[str], threads: 
     converter.convert(target, quantization="float32", force=True)
     generator = ctranslate2.Generator(target, intra_threads=threads, compute_type="float32")
 
-    def run(work: Workload) -> float:
+    def run(work: Scoring) -> float:
         tokens = [[names[each] for each in ids.tolist()] for ids in sorted(work.sequences, key=len)]
         results = generator.score_batch(tokens, max_batch_size=1024, batch_type="tokens")
         return sum(sum(result.log_probs) for result in results)
@@ -134,7 +106,7 @@ def ctranslate2_engine(folder: str, target: str, names: Sequence[str], threads: 
     return run
 
 
-def compare(work: Workload, config: GPT2Config, engines: dict[str, Callable[[Workload], float]], rounds: int) -> Any:
+def compare(work: Scoring, config: GPT2Config, engines: dict[str, Callable[[Scoring], float]], rounds: int) -> Any:
     """Seconds of each engine and the matrix rate, round by round."""
     sums = {name: engine(work) for name, engine in engines.items()}  # the warm-up, and proof that all score alike
     reference = sums["ours"]
@@ -156,7 +128,7 @@ def compare(work: Workload, config: GPT2Config, engines: dict[str, Callable[[Wor
 
 
 def pipeline_share(
-    folder: str, texts: Sequence[str], work: Workload, engine: Callable[[Workload], float], scratch: Path
+    folder: str, texts: Sequence[str], work: Scoring, engine: Callable[[Scoring], float], scratch: Path
 ) -> dict[str, float]:
     """Tokens a second of a whole `pipeline run` from the first part to the last, over those of the engine around it."""
     pq.write_table(pa.table({"text": texts}), scratch / "texts.parquet")
@@ -197,7 +169,7 @@ def main(rounds: int, threads: int, rows: int, as_json: bool) -> None:
             "CTranslate2": ctranslate2_engine(str(folder), f"{temporary}/ct2", names, threads),
             "transformers, batch 8, sorted": transformers_engine(str(folder), 8),
         }
-        for work in (lognormal_workload(config), wikitext_workload(tokenizer, rows)):
+        for work in (lognormal_texts(config), wikitext_workload(tokenizer, rows)):
             result[work.name] = compare(work, config, engines, rounds)
         ours = engines.pop("ours")
         engines.clear()  # so that the other engines' weights leave the memory

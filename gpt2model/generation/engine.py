@@ -8,12 +8,13 @@ Shapes: T tokens of a step, R sequences that get a token in it, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -156,6 +157,8 @@ class Engine:
             return self._step(more)
         except torch.OutOfMemoryError:
             pass  # what the failed step held is given back only when this clause is left
+        if self._graphs is not None:
+            self._graphs.forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         nothing = np.zeros(0, np.int64)
@@ -163,26 +166,32 @@ class Engine:
 
     def _step(self, more: bool) -> list[Continuation]:
         step = self._schedule.step()
-        slots = torch.tensor(step.slots, device=self._device)
+        slots = self._on_device(step.slots)
         self._begin(step)
         states = self._states(step)
-        choice = self._choose(states, slots)
+        choice = self._choose(states, step.slots, slots)
         ended = self._take_in(choice, step, slots)
         self._count(step, more)
         return ended
 
     def _begin(self, step: Step) -> None:
         """Lay the prompts of the sequences that begin into their slots."""
-        for slot in step.slots[len(step.decoding) :]:
-            request = self._schedule.running[slot].request
-            self._clean[slot] = True
-            self._ids[slot] = NO_TOKEN
-            self._ids[slot, : len(request.prompt_ids)] = torch.from_numpy(request.prompt_ids).to(self._device)
-            self.counts.prompt_tokens += len(request.prompt_ids) - int(self._schedule.own[slot])
-            seed, row, sample = (torch.tensor([each]) for each in (request.seed, request.row, request.sample))
-            self._streams[slot] = stream_keys(seed, row, sample)[0]
-            if self._stop is not None:
-                self._stop_states[slot] = self._stop.start(1, self._device)[0]
+        names = step.slots[len(step.decoding) :]
+        if not names:
+            return
+        requests = [self._schedule.running[slot].request for slot in names]
+        ids = np.full((len(names), self._ids.shape[1]), NO_TOKEN, np.int64)
+        for row, request in zip(ids, requests, strict=True):
+            row[: len(request.prompt_ids)] = request.prompt_ids
+            self.counts.prompt_tokens += len(request.prompt_ids)
+        self.counts.prompt_tokens -= int(self._schedule.own[names].sum())
+        slots = self._on_device(names)
+        self._clean[names] = True
+        self._ids[slots] = self._on_device(ids)
+        drawn = np.array([(each.seed, each.row, each.sample) for each in requests], np.int64).T
+        self._streams[slots] = self._on_device(stream_keys(*torch.from_numpy(drawn)).numpy())
+        if self._stop is not None:
+            self._stop_states[slots] = self._stop.start(len(names), self._device)
 
     def _states(self, step: Step) -> Tensor:
         """Hidden states after the newest token of each sequence: [at least LEAST_ROWS, D], the first R of them real."""
@@ -202,8 +211,8 @@ class Engine:
         plain = [each.prefix.ids for each in step.loading] + prompts[: len(step.plain)]
         read = [*plain, *prompts[len(step.plain) :]]
         lengths = [1] * count + [len(each) for each in read]
-        newest = self._ids[torch.tensor(step.decoding, dtype=torch.int64, device=self._device), positions[:count]]
-        ids = torch.cat([newest, torch.from_numpy(np.concatenate([*read, np.zeros(0, np.int64)])).to(self._device)])
+        newest = self._ids[self._on_device(step.decoding), positions[:count]]
+        ids = torch.cat([newest, self._on_device(np.concatenate([*read, np.zeros(0, np.int64)]))])
         ids = F.pad(ids, (0, len(positions) - len(ids)))
         # Padding writes behind the pool's blocks.
         blocks[sum(lengths) :] = schedule.pool.blocks
@@ -225,13 +234,20 @@ class Engine:
         For each number of rows oneDNN compiles kernels of its own, and keeps the last thousand.
         """
         multiple = LEAST_ROWS if len(values) <= MANY_ROWS else 4 * LEAST_ROWS
-        return torch.from_numpy(np.pad(values, (0, -len(values) % multiple))).to(self._device)
+        return self._on_device(np.pad(values, (0, -len(values) % multiple)))
+
+    def _on_device(self, values: Ids | Sequence[int]) -> Tensor:
+        """Whole numbers on the device, without waiting for what it has still to do.
+
+        torch has copied them before this returns: memory that is not pinned is staged first.
+        """
+        return torch.from_numpy(np.asarray(values, np.int64)).to(self._device, non_blocking=True)
 
     def _decoding(self, step: Step) -> Decoding | None:
         if not step.decoding:
             return None
         table = self._schedule.table(step.decoding)
-        owners, filled, entries = (torch.from_numpy(each).to(self._device) for each in table.padded(*table.sizes))
+        owners, filled, entries = (self._on_device(each) for each in table.padded(*table.sizes))
         empty = torch.arange(BLOCK, device=self._device) >= filled[:, None]
         return Decoding(owners, empty[:, None] * UNSEEN, entries)
 
@@ -249,15 +265,16 @@ class Engine:
                 spans.append(slice(start, start + int(self._schedule.tokens[slot] - self._schedule.own[slot])))
                 start = spans[-1].stop
             padded = rows + rows[:1] * max(0, LEAST_ROWS - len(rows))
-            blocks, places = (torch.tensor(each, device=self._device) for each in (shared.blocks, padded))
-            found.append(Behind(blocks, len(shared.prefix.ids), places.long(), spans))
+            blocks, places = (self._on_device(each) for each in (shared.blocks, padded))
+            found.append(Behind(blocks, len(shared.prefix.ids), places, spans))
         return found
 
-    def _choose(self, states: Tensor, slots: Tensor) -> Choice:
+    def _choose(self, states: Tensor, names: list[int], slots: Tensor) -> Choice:
+        """The next token of each of the slots, which the host calls by their names."""
         logits = onednn.linear(states, self._head) if onednn.takes(states) else states @ self._head.T
-        names, schedule = slots.tolist(), self._schedule
+        schedule = self._schedule
         held = np.stack([schedule.tokens[names], schedule.prompts[names], schedule.limits[names]])
-        lengths, prompts, limits = torch.from_numpy(held).to(self._device)
+        lengths, prompts, limits = self._on_device(held)
         context = None
         if self._chooser.needs_context:
             context = Context(self._ids[slots, : held[0].max()], lengths, prompts, limits)
@@ -266,7 +283,7 @@ class Engine:
     def _take_in(self, choice: Choice, step: Step, slots: Tensor) -> list[Continuation]:
         """Append the chosen tokens, and end the sequences that are at their end."""
         schedule, names = self._schedule, np.array(step.slots)
-        places = torch.from_numpy(schedule.tokens[names]).to(self._device)
+        places = self._on_device(schedule.tokens[names])
         self._ids[slots, places] = choice.tokens
         if self._logprobs is not None and choice.logprobs is not None:
             self._logprobs[slots, places] = choice.logprobs
@@ -280,20 +297,29 @@ class Engine:
         sound, clean, eos, stop = torch.stack([choice.sound, choice.clean, at_eos, stopped]).cpu().numpy()
         self._clean[names] &= clean
         schedule.tokens[names] += 1
-        over = ~sound | eos | stop | (schedule.tokens[names] >= schedule.limits[names])
+        over = np.flatnonzero(~sound | eos | stop | (schedule.tokens[names] >= schedule.limits[names]))
+        if not len(over):
+            return []
+        ending = self._on_device(names[over])
+        ids = self._ids[ending].cpu().numpy()
+        logprobs = None if self._logprobs is None else self._logprobs[ending].cpu().numpy()
+        reasons: list[FinishReason] = ["eos" if eos[row] else "stop" if stop[row] else "length" for row in over]
         return [
-            self._end(int(names[row]), "eos" if eos[row] else "stop" if stop[row] else "length", bool(sound[row]))
-            for row in np.flatnonzero(over)
+            self._end(
+                int(names[row]), reason, bool(sound[row]), ids[place], None if logprobs is None else logprobs[place]
+            )
+            for place, (row, reason) in enumerate(zip(over, reasons, strict=True))
         ]
 
-    def _end(self, slot: int, reason: FinishReason, sound: bool) -> Continuation:
+    def _end(
+        self, slot: int, reason: FinishReason, sound: bool, ids: Ids, logprobs: npt.NDArray[np.float32] | None
+    ) -> Continuation:
+        """The answer of a slot, whose ids and log-probabilities are given for all its positions."""
         schedule = self._schedule
         own = slice(int(schedule.prompts[slot]), int(schedule.tokens[slot]) - (not sound))
-        tokens = self._ids[slot, own].cpu().numpy().copy()
-        logprobs = None if self._logprobs is None else self._logprobs[slot, own].cpu().numpy().copy()
-        return Continuation(
-            schedule.end(slot, sound=bool(self._clean[slot])), tokens, reason, logprobs, None if sound else NOT_SOUND
-        )
+        request = schedule.end(slot, sound=bool(self._clean[slot]))
+        own_logprobs = None if logprobs is None else logprobs[own].copy()
+        return Continuation(request, ids[own].copy(), reason, own_logprobs, None if sound else NOT_SOUND)
 
     def _count(self, step: Step, more: bool) -> None:
         counts, schedule, running = self.counts, self._schedule, list(self._schedule.running)

@@ -14,7 +14,9 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -78,7 +80,7 @@ class DecodeGraphs:
         self._transformer = model.transformer
         self._schedule, self._pool, self._ids = schedule, schedule.pool, ids
         self._positions = model.config.n_positions
-        self._record = record or CudaRecorder()
+        self._record = record or CudaRecorder(model.device)
         self._recorded: dict[Sizes, _Recorded] = {}
         self._given_up = False
 
@@ -96,10 +98,14 @@ class DecodeGraphs:
         recorded = self._recorded.get(sizes) or self._recording(sizes, numbers.to(self._ids.device))
         if recorded is None:
             return None
-        recorded.numbers.copy_(numbers)
+        recorded.numbers.copy_(numbers, non_blocking=True)
         recorded.replay()
         self.replays += 1
         return recorded.states
+
+    def forget(self) -> None:
+        """Give the memory of all graphs back; what is needed again is recorded again."""
+        self._recorded.clear()
 
     def _numbers(self, step: Step, prefixes: Sequence[tuple[Shared, Sequence[int]]]) -> tuple[Sizes, Tensor]:
         """The sizes of the pass, and its numbers one after the other."""
@@ -168,7 +174,7 @@ class DecodeGraphs:
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True
-        self._recorded.clear()
+        self.forget()
         _logger.warning("CUDA graphs are not used, and steps take longer: %s", reason)
 
 
@@ -182,22 +188,32 @@ class _Recorded:
 
 
 class CudaRecorder:
-    """Records work as CUDA graphs, which share one pool of memory: they run one after the other."""
+    """Records work of a device as CUDA graphs, which share one pool of memory: they run one after the other."""
 
-    def __init__(self) -> None:
-        self._pool: Any = None
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # Those that are still there: with the last of them their pool is gone, and torch takes no more graphs into it.
+        self._graphs: WeakSet[Any] = WeakSet()
 
     def __call__(self, work: Work) -> Work:
         """What does the work again on the same tensors. The work has run before, so that all libraries are set up."""
         graph = torch.cuda.CUDAGraph()
         # A recording that fails leaves its stream the current one. Other threads may go on with work of their own.
+        pool, stream = next((each.pool() for each in self._graphs), None), _recording_stream(self._device)
         with (
-            torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            torch.cuda.device(self._device),
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             work()
-        self._pool = self._pool or graph.pool()
+        self._graphs.add(graph)
         return graph.replay
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which graphs are recorded; torch's own is of the device that it first recorded on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def can_be_recorded(model: GPT2LMHeadModel | GPT2DoubleHeadsModel) -> bool:

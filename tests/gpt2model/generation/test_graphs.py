@@ -129,6 +129,31 @@ def test_the_oldest_recordings_make_room(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(engine._graphs._recorded) == 1
 
 
+def test_where_memory_runs_out_recordings_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(12)
+    engine = running(traced)
+    assert engine._graphs is not None
+    graphs, halve, pass_ = engine._graphs, engine._schedule.halve, engine._read
+    held: list[int] = []
+
+    def scarce(step: Any) -> torch.Tensor:
+        if not held and len(engine._schedule.running) > 1 and graphs._recorded:
+            held.append(len(graphs._recorded))
+            raise torch.OutOfMemoryError("out of memory")
+        return pass_(step)
+
+    def halving() -> Any:
+        held.append(len(graphs._recorded))
+        return halve()
+
+    monkeypatch.setattr(engine, "_read", scarce)
+    monkeypatch.setattr(engine._schedule, "halve", halving)
+    assert answers(engine, asked) == answers(running(), asked)
+    before, after = held
+    assert before > after == 0
+    assert graphs._recorded  # what was needed again
+
+
 @given(count=st.integers(1, 5000), steps=st.sampled_from([1, FINE]), most=st.integers(1, 6000))
 def test_sizes_are_rounded_up_to_a_few(count: int, steps: int, most: int) -> None:
     count = min(count, most)
