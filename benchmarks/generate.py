@@ -1,11 +1,12 @@
 """Generation speed of a random 124M GPT-2, against transformers and CTranslate2 on the same weights, in one run.
 
-    python -m benchmarks.generate [--prompts 256] [--rounds 1] [--prefix 0] [--json]
+    python -m benchmarks.generate [--prompts 256] [--rounds 1] [--prefix 0] [--batch 8 --by limit] [--json]
 
 Greedy, every row to a limit of its own, which is drawn lognormal from 4 to 256 as the prompts' lengths are; once with
 prompts that have nothing in common and once behind a shared prefix of 200 tokens. The others run batch by batch, to the
 greatest limit of a batch; their batch size, and whether rows are sorted by prompt or by limit, is what is quickest for
-them on the first 32 rows (batches of 32 and 64 were slower than 16 in both). Only tokens within a row's limit count.
+them on the first 32 rows (batches of 32 and 64 were slower than 16 in both), unless one of each is given. Only tokens
+within a row's limit count.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from gpt2model.generation import Engine, GenerationConfig, Request, share_prefix
 from pipeline.continuing import EngineRunner
 
 BATCHES = (8, 16)
+ORDERS: tuple[Order, ...] = ("prompt", "limit")
 SLOTS = 64
 CACHE_TOKENS = 64 * 384
 
@@ -99,11 +101,14 @@ def ctranslate2_engine(generator: Any, names: Sequence[str], size: int, order: O
     return run
 
 
-def quickest(make: Callable[[int, Order], Callable[[Generation], object]], work: Generation) -> tuple[int, Order]:
-    """The batch size and the order that suit an engine best."""
-    orders: tuple[Order, ...] = ("prompt", "limit")
+def quickest(
+    make: Callable[[int, Order], Callable[[Generation], object]], work: Generation, ways: Sequence[tuple[int, Order]]
+) -> tuple[int, Order]:
+    """The batch size and the order, among these ways, that suit an engine best."""
+    if len(ways) == 1:
+        return ways[0]
     took = {}
-    for size, order in product(BATCHES, orders):
+    for size, order in ways:
         took[size, order] = seconds(partial(make(size, order), work))
         tell(work, f"batches of {size}, by {order}", took[size, order])
     return min(took, key=lambda each: took[each])
@@ -138,9 +143,20 @@ def compare(
 @click.option("--prompts", default=256, show_default=True)
 @click.option("--threads", default=min(2, os.cpu_count() or 1), show_default=True)
 @click.option("--prefix", "prefixes", multiple=True, default=(0, 200), show_default=True, help="Tokens that all share.")
+@click.option("--batch", "batches", multiple=True, type=int, default=BATCHES, show_default=True)
+@click.option("--by", "orders", multiple=True, type=click.Choice(ORDERS), default=ORDERS, show_default=True)
 @click.option("--searched", default=32, show_default=True, help="Rows on which the others' best batches are found.")
 @click.option("--json", "as_json", is_flag=True)
-def main(rounds: int, prompts: int, threads: int, prefixes: Sequence[int], searched: int, as_json: bool) -> None:
+def main(
+    rounds: int,
+    prompts: int,
+    threads: int,
+    prefixes: Sequence[int],
+    batches: Sequence[int],
+    orders: Sequence[Order],
+    searched: int,
+    as_json: bool,
+) -> None:
     """Measure, and print a table or one JSON object."""
     import ctranslate2
 
@@ -163,7 +179,7 @@ def main(rounds: int, prompts: int, threads: int, prefixes: Sequence[int], searc
             work, told = lognormal_prompts(prompts, prefix), dict[str, float]()
             engines = {"ours": our_engine(model, threads, told)}
             for peer, make in peers.items():
-                size, order = quickest(make, work.first(searched))
+                size, order = quickest(make, work.first(searched), list(product(batches, orders)))
                 engines[f"{peer}, batches of {size}, by {order}"] = make(size, order)
             result[work.name] = compare(work, engines, rounds)
             result[work.name]["ours"].update(told)
