@@ -12,10 +12,17 @@
     ├── PartAbandoned           never leaves the driver: the run is being stopped
     └── Interrupted             exit code 1: Ctrl-C or SIGTERM; what was committed stays
 
-Every message says what was wrong, the value, and what to do; secrets in URIs are taken out of it.
+Every message says what was wrong, the value, and what to do; secrets in URIs are taken out of it, endless words cut.
 """
 
+import re
+
 from pipeline.redaction import redact
+
+HEAD, TAIL = 2000, 1000
+"""Characters of a long message that stay: what was wrong stands at its beginning, what to do at its end."""
+_ENDLESS = re.compile(r"(\S{200})\S{800,}")
+"""A word as no path is, and what is shown of it."""
 
 
 class PipelineError(Exception):
@@ -26,7 +33,8 @@ class PipelineError(Exception):
     """What a log in JSON calls it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        told = _ENDLESS.sub(r"\1…", redact(message))
+        super().__init__(told if len(told) <= HEAD + TAIL else f"{told[:HEAD]} … {told[-TAIL:]}")
 
 
 class JobError(PipelineError):

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
+from pipeline.errors import JobError
 from tests.pipeline.conftest import JobWriter
 
 
@@ -234,3 +235,10 @@ def test_help_and_a_wrong_option_import_neither_torch_nor_ray() -> None:
         "heavy = {'torch', 'ray', 'datasets', 'hydra', 'pyarrow'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_refusal_that_quotes_something_endless_keeps_its_beginning_and_the_remedy(write_job: JobWriter) -> None:
+    result = invoke("run", write_job(), f"model.revision={'a' * 9000}")
+    refused(result, "model.path", "aaa… ", "drop revision='aaa")
+    assert len(result.stderr) < 1500
+    assert len(str(JobError("give this or that, " * 1000 + "or nothing"))) < 4000
