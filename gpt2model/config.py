@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from gpt2model import hub
-from gpt2model.config_values import RULES, as_dtype, complete_labels, freeze, read_options, thaw
+from gpt2model.config_values import RULES, as_dtype, complete_labels, defaults_of, freeze, read_options, thaw
 from gpt2model.errors import ConfigError
 
 CONFIG_NAME = "config.json"
@@ -215,13 +215,7 @@ class GPT2Config:
         return type(self).from_dict, (self.to_dict(),)
 
 
-def _default_of(option: Any) -> Callable[[], Any]:
-    if option.default_factory is not MISSING:
-        return option.default_factory  # type: ignore[no-any-return]  # dataclasses types it as Any
-    return lambda: option.default
-
-
-_FIELD_DEFAULTS: Mapping[str, Callable[[], Any]] = {option.name: _default_of(option) for option in fields(GPT2Config)}
+_FIELD_DEFAULTS = defaults_of(GPT2Config)
 
 
 def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:

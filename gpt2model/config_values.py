@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,6 +17,17 @@ OptionsT = TypeVar("OptionsT")
 
 SUMMARY_TYPES = ("last", "first", "mean", "cls_index", "attn")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def defaults_of(options: type[Any]) -> Mapping[str, Callable[[], Any]]:
+    """What makes the default of each field of a dataclass."""
+    return MappingProxyType({each.name: _default_of(each) for each in fields(options)})
+
+
+def _default_of(option: Any) -> Callable[[], Any]:
+    if option.default_factory is not MISSING:
+        return option.default_factory  # type: ignore[no-any-return]  # dataclasses types it as Any
+    return lambda: option.default
 
 
 def complete_labels(num_labels: Any, id2label: Any, label2id: Any) -> tuple[dict[int, str], dict[str, int]]:

@@ -4,14 +4,14 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from gpt2model import hub
 from gpt2model.config import CONFIG_NAME, GENERATION_CONFIG_NAME, GPT2Config
-from gpt2model.config_values import read_options, thaw
+from gpt2model.config_values import defaults_of, read_options, thaw
 from gpt2model.errors import ConfigError
 from gpt2model.generation.option_values import NOT_OFFERED, RULES, frozen, without_neutral
 
@@ -185,15 +185,7 @@ class GenerationConfig:
         return type(self).from_dict, (self.to_dict(),)
 
 
-def _default_of(option: Any) -> Callable[[], Any]:
-    if option.default_factory is not MISSING:
-        return option.default_factory  # type: ignore[no-any-return]  # dataclasses types it as Any
-    return lambda: option.default
-
-
-_DEFAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
-    {option.name: _default_of(option) for option in fields(GenerationConfig)}
-)
+_DEFAULTS = defaults_of(GenerationConfig)
 # What a file says that is more than kept.
 _READ = {*_DEFAULTS, *NOT_OFFERED} - {"extra"}
 _IN_FILES: Mapping[str, Any] = MappingProxyType({name: default() for name, default in _DEFAULTS.items()})

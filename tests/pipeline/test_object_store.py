@@ -1,7 +1,7 @@
 """Input and output on an object store: a real S3 API on the loopback."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,26 +21,10 @@ from pipeline.run import Outcome, run_job
 from pipeline.status import read_status
 from pipeline.store import Store
 from pipeline.verify import verify
+from tests.pipeline.buckets import SECRET
+from tests.pipeline.buckets import bucket as bucket
 from tests.pipeline.conftest import JobWriter
 from tests.pipeline.faulty_s3 import FaultyS3
-
-SECRET = "very-secret-key"
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A bucket, as `s3://user:secret@bucket{}?query`, with a place for the path."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    query = f"scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1&allow_bucket_creation=true"
-    template = f"s3://user:{SECRET}@bucket{{}}?{query}"
-    filesystem, _ = fs.FileSystem.from_uri(template.format(""))
-    filesystem.create_dir("bucket")
-    yield template
-    server.stop()
 
 
 def run(job: Path, *overrides: str) -> Outcome:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from pyarrow import fs
 
 import pipeline.report as report
 from pipeline.cli import main
@@ -37,29 +36,12 @@ from pipeline.report.texts import blocks_of
 from pipeline.report.values import Text, short_value
 from pipeline.sources import Split
 from pipeline.store import Store
+from tests.pipeline.buckets import SECRET
+from tests.pipeline.buckets import bucket as bucket
 from tests.pipeline.test_store import store_at
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'</td></style>"
 FIVE_MB = 5_000_000
-
-
-SECRET = "very-secret-key"
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A bucket, as `s3://user:secret@bucket{}?query`, with a place for the path."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    query = f"scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1&allow_bucket_creation=true"
-    template = f"s3://user:{SECRET}@bucket{{}}?{query}"
-    filesystem, _ = fs.FileSystem.from_uri(template.format(""))
-    filesystem.create_dir("bucket")
-    yield template
-    server.stop()
 
 
 def written(*arguments: object) -> Result:
