@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tests.chaos.command import Command
+from tests.chaos.processes import raylets
 from tests.pipeline.faulty_s3 import TRANSIENT
 
 MOST_FAULTS = 3
@@ -192,7 +193,9 @@ def _draw_fault(chance: random.Random, local: bool, nodes: bool) -> Fault:
 
 
 def _victim(command: Command, place: float) -> int | None:
-    workers = sorted(each.pid for each in command.workers())
+    """A worker whose node lives: of one that is about to notice that its is gone, a signal would tell nothing."""
+    nodes = raylets()
+    workers = sorted(each.pid for each in command.workers() if each.parent in nodes)
     return workers[int(place * len(workers))] if workers else None
 
 

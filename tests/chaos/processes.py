@@ -43,6 +43,11 @@ def of_session(leader: int) -> list[Process]:
     return [each for each in processes() if each.session == leader]
 
 
+def raylets() -> set[int]:
+    """Ray's node processes, whose children the workers are."""
+    return {each.pid for each in processes() if "/raylet/raylet " in each.title}
+
+
 def ray_workers(mark: str) -> list[Process]:
     """The actors of our class whose environment, which they have from their node, holds `mark`."""
     return [each for each in processes() if each.title.startswith("ray::Worker") and mark.encode() in each.environment]
