@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 REVIEWS = ROOT / "samples" / "reviews.parquet"
 SECRET = "hunter2-is-a-secret"
 SECONDS = 240.0
+TIMES = 8
+"""How often the 400 reviews come in a run that is to be under way when its clients have come and gone."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
 """By Ray 2.60's client, to aiohttp."""
@@ -44,7 +46,7 @@ def url(head: tuple[str, int]) -> str:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the rows are and where output goes: what all nodes see, here."""
     folder = tmp_path_factory.mktemp("shared")
-    texts = [None, *pq.read_table(REVIEWS).column("text").to_pylist() * 3]
+    texts = [None, *pq.read_table(REVIEWS).column("text").to_pylist() * TIMES]
     pq.write_table(pa.table({"text": texts}), folder / "flawed.parquet")
     pq.write_table(pa.table({"text": ["One more review of a kettle."] * 60_000}), folder / "many.parquet")
     return folder
@@ -147,7 +149,7 @@ def test_a_run_outlives_its_clients_and_its_row_errors_are_exit_code_3(url: str,
     done = pipeline("submit", "--attach", "flawed", *address)
     assert done.exit_code == 3, done.output
     rows = pq.read_table(place / "flawed")
-    assert rows.num_rows == 1201
+    assert rows.num_rows == 400 * TIMES + 1
     assert sum(error is not None for error in rows.column("error").to_pylist()) == 1
     assert "rows with an error" in done.stdout
 
