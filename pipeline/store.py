@@ -40,6 +40,8 @@ from pipeline.retries import PATIENT, Backoff, explain, is_transient
 
 RECORDS = "_pipeline"
 STAGING = "staging"
+MAGIC = b"PAR1"
+"""What a Parquet file ends with."""
 READERS = 16
 """Footers read at once: on an object store each is a wait for two answers."""
 CHUNK = 512
@@ -316,12 +318,15 @@ def _put(target: Location, content: bytes | pa.Buffer) -> fs.FileInfo:
 
 
 def _remove_if_torn(target: Location) -> None:
-    """Take away what a failed upload may have left under the name of a part; not a whole part of another attempt."""
-    with contextlib.suppress(OSError):
-        try:
-            with target.filesystem.open_input_file(target.path) as file:
-                pq.read_metadata(file)
-        except pa.ArrowInvalid:  # no Parquet file, or the beginning of one
+    """Take away what a failed upload may have left under the name of a part; not a whole part of another attempt.
+
+    Where its end can't be read in full, it stays.
+    """
+    with contextlib.suppress(pa.ArrowException, OSError):
+        with target.filesystem.open_input_file(target.path) as file:
+            size = file.size()
+            end = bytes(file.read_at(len(MAGIC), max(0, size - len(MAGIC))))
+        if len(end) == min(size, len(MAGIC)) and end != MAGIC:
             target.filesystem.delete_file(target.path)
 
 

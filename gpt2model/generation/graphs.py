@@ -76,7 +76,6 @@ class DecodeGraphs:
 
         `record` makes of the work on fixed tensors what does it again; by default a CUDA graph.
         """
-        self.replays = 0
         self._transformer = model.transformer
         self._schedule, self._pool, self._ids = schedule, schedule.pool, ids
         self._positions = model.config.n_positions
@@ -100,7 +99,6 @@ class DecodeGraphs:
             return None
         recorded.numbers.copy_(numbers, non_blocking=True)
         recorded.replay()
-        self.replays += 1
         return recorded.states
 
     def forget(self) -> None:
@@ -229,8 +227,11 @@ def rounded(count: int, steps: int, most: int, least: int = LEAST) -> int:
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    """The greatest difference of two tensors, as a share of the greatest value; what is not a number is left out."""
-    difference, value = ((each.float().nan_to_num(0.0).abs().max()) for each in (one - other, other))
+    """The greatest difference of two tensors, as a share of the greatest value; infinite where one alone is finite."""
+    finite = other.isfinite()
+    if not torch.equal(one.isfinite(), finite):
+        return math.inf
+    difference, value = (each.float().where(finite, 0.0).abs().max() for each in (one - other, other))
     return float(difference / value.clamp(min=torch.finfo(torch.float32).tiny))
 
 

@@ -1,6 +1,7 @@
 """Stores that refuse or break off: waited for where that helps, named where not, and nothing half-written shown."""
 
 import errno
+import io
 import os
 import random
 import threading
@@ -220,6 +221,39 @@ def test_a_refused_upload_leaves_the_part_that_stands_as_it_is(s3: FaultyS3) -> 
         commit(store, plan, part, 50)
     s3.calm()
     assert store.read_whole(place) == before
+
+
+class CutOff(Flaky):
+    """Refuses uploads, and breaks off what is read."""
+
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        raise OSError(errno.EACCES, "closed in your face")
+
+    def open_input_file(self, path: str) -> Any:
+        return pa.PythonFile(Short(fsspec.filesystem("memory").cat(path)), "r")
+
+
+class Short(io.BytesIO):
+    """Reads one byte less than there is."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size)[:-1]
+
+
+def test_a_part_whose_end_is_not_read_in_full_is_not_taken_for_torn() -> None:
+    plan = make_plan()
+    part = next(iter(plan.parts()))
+    commit(
+        Store(Location(fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory"))), "/cut", False, "memory")),
+        plan,
+        part,
+        100,
+    )
+    place = f"/cut/{part.name}"
+    before = fsspec.filesystem("memory").cat(place)
+    with pytest.raises(StoreError, match="closed in your face"):
+        commit(Store(Location(fs.PyFileSystem(CutOff([])), "/cut", False, "memory")), plan, part, 50)
+    assert fsspec.filesystem("memory").cat(place) == before
 
 
 def test_a_lease_outlives_renewals_that_fail(s3: FaultyS3) -> None:

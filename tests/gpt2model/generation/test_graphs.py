@@ -95,8 +95,19 @@ def forgetting(work: Work) -> Work:
     return lambda: None
 
 
+def poisoned(work: Work) -> Work:
+    """A recording whose work gives what is no number."""
+
+    def replay() -> None:
+        with patch("gpt2model.generation.graphs.DecodeGraphs._pass", lambda self, *_: torch.full((16, 32), torch.nan)):
+            work()
+
+    return replay
+
+
 @pytest.mark.parametrize(
-    ("record", "reason"), [(refusing, "operation not permitted"), (forgetting, "from the plain pass")]
+    ("record", "reason"),
+    [(poisoned, "inf from the plain pass"), (refusing, "operation not permitted"), (forgetting, "from the plain pass")],
 )
 def test_without_a_recording_that_can_be_trusted_all_goes_on_plainly(
     record: Any, reason: str, caplog: pytest.LogCaptureFixture
