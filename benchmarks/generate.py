@@ -165,7 +165,7 @@ def main(
     result: dict[str, Any] = {"machine": describe(["torch", "transformers", "ctranslate2"])}
     with tempfile.TemporaryDirectory() as folder:
         GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
-        model = GPT2LMHeadModel.from_pretrained(folder)
+        model = GPT2LMHeadModel.from_pretrained(folder).prepack(head=True)
         tokenizer = GPT2Tokenizer.from_pretrained(SHARED / "gpt2-tokenizer")
         tokenizer.save_pretrained(folder)
         names = [str(tokenizer.convert_ids_to_tokens(each)) for each in range(model.config.vocab_size)]

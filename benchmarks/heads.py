@@ -83,7 +83,7 @@ def our_task(name: str, tokenizer: GPT2Tokenizer, config: GPT2Config) -> Task:
 
 def ours(name: str, folder: str, threads: int) -> Run:
     """The task's three steps, a pack a thread, as a worker runs them."""
-    model = getattr(gpt2model, TASKS[name][0]).from_pretrained(folder)
+    model = getattr(gpt2model, TASKS[name][0]).from_pretrained(folder).prepack()
     task = our_task(name, GPT2Tokenizer.from_pretrained(folder), model.config)
     runner = PackRunner(TOKENS_PER_BATCH["cpu"], threads)
 

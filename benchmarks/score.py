@@ -161,7 +161,7 @@ def main(rounds: int, threads: int, rows: int, as_json: bool) -> None:
         folder = Path(temporary) / "model"
         tokenizer = GPT2Tokenizer.from_pretrained(SHARED / "gpt2-tokenizer")
         model.save_pretrained(folder)
-        model = GPT2LMHeadModel.from_pretrained(folder)
+        model = GPT2LMHeadModel.from_pretrained(folder).prepack()
         tokenizer.save_pretrained(folder)
         names = [str(tokenizer.convert_ids_to_tokens(each)) for each in range(config.vocab_size)]
         engines = {

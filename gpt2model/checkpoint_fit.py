@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gpt2model import _hf, onednn
+from gpt2model import _hf
 from gpt2model.checkpoint_source import Source
 from gpt2model.config import GPT2Config
 from gpt2model.errors import WeightsMismatch
-from gpt2model.layers import Conv1D
 from gpt2model.pretrained import GPT2PreTrainedModel
 from gpt2model.quantization import (
     LinearForm,
@@ -118,9 +117,6 @@ def fill(fitted: Fitted[ModelT], layers: Mapping[str, QuantizedLinear], device: 
             layers[layer].fill(_prepared(parts, fitted.forms[layer], model.dtype, device), device)
     model.load_state_dict(state, assign=True, strict=not layers)
     model.tie_weights()
-    for module in model.modules():
-        if isinstance(module, Conv1D):
-            module.weight.data = onednn.laid_out(module.weight.data)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 

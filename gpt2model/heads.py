@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpt2model.attention import AttentionImplementation
 from gpt2model.cache import Cache
@@ -17,6 +17,7 @@ from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
 from gpt2model.generation.generate import generate
 from gpt2model.generation.transitions import compute_transition_scores
+from gpt2model.layers import LanguageModelHead
 from gpt2model.model import GPT2Model, check_ids
 from gpt2model.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
@@ -54,10 +55,10 @@ class GPT2LMHeadModel(GPT2PreTrainedModel):
     def __init__(self, config: GPT2Config, *, attn_implementation: AttentionImplementation = "sdpa") -> None:
         super().__init__(config)
         self.transformer = GPT2Model(config, attn_implementation=attn_implementation)
-        self.lm_head = _language_model_head(config)
+        self.lm_head = LanguageModelHead(config)
         self.tie_weights()
 
-    def get_output_embeddings(self) -> nn.Linear:
+    def get_output_embeddings(self) -> LanguageModelHead:
         return self.lm_head
 
     def forward(
@@ -102,11 +103,11 @@ class GPT2DoubleHeadsModel(GPT2PreTrainedModel):
     def __init__(self, config: GPT2Config, *, attn_implementation: AttentionImplementation = "sdpa") -> None:
         super().__init__(config if config.num_labels == 1 else config.replace(num_labels=1))
         self.transformer = GPT2Model(self.config, attn_implementation=attn_implementation)
-        self.lm_head = _language_model_head(self.config)
+        self.lm_head = LanguageModelHead(self.config)
         self.multiple_choice_head = GPT2SequenceSummary(self.config)
         self.tie_weights()
 
-    def get_output_embeddings(self) -> nn.Linear:
+    def get_output_embeddings(self) -> LanguageModelHead:
         return self.lm_head
 
     def forward(
@@ -145,16 +146,6 @@ class GPT2DoubleHeadsModel(GPT2PreTrainedModel):
     def choice_logits(self, packed: Packed) -> Tensor:
         """Choice logits of every branch of a pack, or of every sequence where it has none: [branches]."""
         return self.multiple_choice_head.of_packed(self.transformer.forward_packed(packed), packed).squeeze(-1)
-
-
-def _language_model_head(config: GPT2Config) -> nn.Linear:
-    """The head without its weight where it is the embedding's (`tie_weights` puts it in), else drawn."""
-    # On "meta" nothing is allocated or drawn.
-    head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
-    if not config.tie_word_embeddings:
-        weight = torch.empty(config.vocab_size, config.n_embd)
-        head.weight = nn.Parameter(weight.normal_(std=config.initializer_range))
-    return head
 
 
 def class_loss(logits: Tensor, labels: Tensor, name: str, classes: str) -> Tensor:

@@ -1,6 +1,6 @@
 """The layers of GPT-2 that know nothing of attention.
 
-Shapes: B any leading dimensions, D width, I inner width (n_inner, or four times D).
+Shapes: B any leading dimensions, D width, I inner width (n_inner, or four times D), V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,19 +85,81 @@ def activation(name: str, option: str = "activation_function") -> Activation:
     raise ConfigError(f"{option}={name!r} is unknown; nearest is {near!r}, and there are: {', '.join(ACTIVATIONS)}")
 
 
-class Conv1D(nn.Module):
-    """A linear layer whose weight is stored [in, out], as GPT-2's checkpoints have it: [B, in] -> [B, out]."""
+class Conv1D(onednn.Prepackable):
+    """A linear layer whose weight is stored [in, out], as GPT-2's checkpoints have it: [B, in] -> [B, out].
+
+    Prepacked, it has no other copy of the weight.
+    """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(in_features, out_features))
         self.bias = nn.Parameter(torch.empty(out_features))
 
+    @property
+    def operand(self) -> Tensor:
+        """The weight as onednn's products take it, [out, in]."""
+        return self.weight.T if self._prepacked is None else self._prepacked
+
+    def prepack(self) -> None:
+        """Hold the weight in oneDNN's layout, where oneDNN computes the product."""
+        if self._prepacked is None and self._pack(self.weight.T):
+            del self.weight
+
+    def unpack(self) -> None:
+        if self._prepacked is not None:
+            self.weight = nn.Parameter(self._unpacked(self._prepacked))
+        super().unpack()
+
+    @staticmethod
+    def _unpacked(prepacked: Tensor) -> Tensor:
+        """The weight [in, out] that was prepacked."""
+        return prepacked.to_dense().T.contiguous()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._prepacked is not None:
+            destination[f"{prefix}weight"] = self._unpacked(self._prepacked)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self._prepacked is not None:
+            state["_parameters"] = {**self._parameters, "weight": nn.Parameter(self._unpacked(self._prepacked))}
+        return state
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.T, self.bias)
+        if self._prepacked is None:
+            return F.linear(x, self.weight.T, self.bias)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return F.linear(x, self._prepacked.to_dense(), self.bias)
+        return onednn.linear(x.reshape(-1, x.shape[-1]), self._prepacked, self.bias).view(*x.shape[:-1], -1)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.weight.shape[0]}, out_features={self.weight.shape[1]}"
+        return f"in_features={self.operand.shape[1]}, out_features={self.operand.shape[0]}"
+
+
+class LanguageModelHead(onednn.Prepackable, nn.Linear):
+    """Logits of the next token, [B, D] -> [B, V], by a weight that may be the token embedding's.
+
+    Prepacked, it holds a copy of the weight in oneDNN's layout beside it, for products with few rows.
+    """
+
+    def __init__(self, config: GPT2Config) -> None:
+        # The weight is drawn, or is the embedding's (`tie_weights` puts it in); on "meta" nothing is allocated.
+        super().__init__(config.n_embd, config.vocab_size, bias=False, device="meta")
+        if not config.tie_word_embeddings:
+            weight = torch.empty(config.vocab_size, config.n_embd)
+            self.weight = nn.Parameter(weight.normal_(std=config.initializer_range))
+
+    @property
+    def operand(self) -> Tensor:
+        """The weight [V, D], as onednn's products take it."""
+        return self.weight if self._prepacked is None else self._prepacked
+
+    def prepack(self) -> None:
+        """Make the copy, where oneDNN computes the product."""
+        if self._prepacked is None:
+            self._pack(self.weight)
 
 
 def inner_width(config: GPT2Config) -> int:
@@ -128,7 +191,7 @@ class GPT2MLP(nn.Module):
 def project(projection: nn.Module, x: Tensor, out: Tensor | None) -> Tensor:
     """projection(x), [B, in] -> [B, out], written to `out` where there is one."""
     if isinstance(projection, Conv1D) and onednn.takes(x):
-        return onednn.linear(x, projection.weight.T, projection.bias)
+        return onednn.linear(x, projection.operand, projection.bias)
     if out is None or not isinstance(projection, Conv1D):
         projected: Tensor = projection(x)
         return projected
@@ -140,14 +203,14 @@ def add_projected(residual: Tensor, projection: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(projection, Conv1D):
         return residual.add_(projection(x))
     if onednn.takes(x):
-        return onednn.linear_plus(x, projection.weight.T, projection.bias, residual)
+        return onednn.linear_plus(x, projection.operand, projection.bias, residual)
     return residual.add_(projection.bias).addmm_(x, projection.weight)
 
 
 def activated_projection(act: Activation, projection: nn.Module, x: Tensor, out: Tensor | None) -> Tensor:
     """act(projection(x)), [B, in] -> [B, out], written to `out` where there is one."""
     if isinstance(projection, Conv1D) and act is _tanh_gelu and onednn.takes(x):
-        return onednn.linear_tanh_gelu(x, projection.weight.T, projection.bias)
+        return onednn.linear_tanh_gelu(x, projection.operand, projection.bias)
     if out is None or not isinstance(projection, Conv1D) or act is not _tanh_gelu or x.dtype != torch.float32:
         return act(project(projection, x, out))
     return _biased_tanh_gelu_(torch.mm(x, projection.weight, out=out), projection.bias)

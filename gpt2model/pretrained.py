@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gpt2model.config import GPT2Config
 from gpt2model.errors import InputError
-from gpt2model.layers import Conv1D
+from gpt2model.layers import Conv1D, LanguageModelHead
 from gpt2model.outputs import ModelOutput
 
 if TYPE_CHECKING:
@@ -97,6 +97,22 @@ class GPT2PreTrainedModel(nn.Module):
         wanted = self.config.return_dict if return_dict is None else return_dict
         return output if wanted else output.to_tuple()
 
+    def prepack(self, *, head: bool = False) -> Self:
+        """Hold the blocks' weights in the layout that products on this processor read fastest; the values are rounded
+        otherwise then.
+
+        For a model that only computes from now on. Its weights are not in parameters() but in state_dict(), and
+        training mode, or a move to another device or dtype, puts them back. ``head`` keeps a copy of the language-model
+        head's weight in that layout too, for generation. Does nothing where oneDNN does not compute the products (see
+        gpt2model.onednn).
+        """
+        for module in self.modules():
+            if isinstance(module, Conv1D):
+                module.prepack()
+        if head and isinstance(language_model := self.get_output_embeddings(), LanguageModelHead):
+            language_model.prepack()
+        return self
+
     @torch.no_grad()
     def init_weights(self) -> None:
         """Draw all weights anew in GPT-2's scheme (Radford et al., 2019, section 2.3).
@@ -130,6 +146,8 @@ class GPT2PreTrainedModel(nn.Module):
     def tie_weights(self) -> None:
         """Let the language-model head use the token embedding's weight, where the config ties them."""
         head = self.get_output_embeddings()
+        if isinstance(head, LanguageModelHead):
+            head.unpack()
         if head is not None and self.config.tie_word_embeddings:
             head.weight = self.get_input_embeddings().weight
             head.out_features = head.weight.shape[0]

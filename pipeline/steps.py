@@ -93,6 +93,7 @@ class _Models:
         )
         if standing is not None:
             setattr(model, model.base_model_prefix, standing.base_model)
+        model.prepack()
         # Before there are threads: bitsandbytes' 8-bit layers rearrange themselves in their first call.
         model.base_model.forward_packed(gpt2model.pack([[0]]).to(model.device))
         return model

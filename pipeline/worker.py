@@ -183,6 +183,7 @@ class Worker:
         spec = self.spec
         size = cache_size(spec.job, model.config, model.dtype, spec.device, spec.threads, among)
         graphs = None if spec.job.cluster.cuda_graphs else False
+        model.prepack(head=True)
         return EngineRunner(
             [task.engine(model, size.sequences, size.tokens, budget, graphs) for _ in range(size.engines)]
         )

@@ -96,7 +96,7 @@ class Engine:
             )
         self.counts = EngineCounts()
         self._model = model
-        self._head: Tensor = model.lm_head.weight
+        self._head = model.lm_head.operand
         self._device = model.device
         self._chooser = Chooser(config, logprobs=logprobs)
         self._stop = stop

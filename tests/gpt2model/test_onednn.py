@@ -1,9 +1,14 @@
-"""Products by oneDNN are the same numbers, whatever processor this is."""
+"""Products by oneDNN are the same numbers, whatever processor this is, and a prepacked model is the same model."""
+
+import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gpt2model import GPT2LMHeadModel, onednn, pack, token_logprobs
+from gpt2model.generation import Engine, GenerationConfig, Request
 from gpt2model.layers import Conv1D
 
 from .oracle import assert_close, ours, random_ids
@@ -18,29 +23,97 @@ def by_onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return bool(request.param)
 
 
+@pytest.fixture
+def prepacked(monkeypatch: pytest.MonkeyPatch) -> GPT2LMHeadModel:
+    """A model whose weights lie in oneDNN's layout, on any processor."""
+    monkeypatch.setattr(onednn, "_is_better", lambda: True)
+    model: GPT2LMHeadModel = ours().prepack(head=True)
+    assert convs(model)
+    assert not any(hasattr(module, "weight") for module in convs(model))
+    return model
+
+
+def convs(model: torch.nn.Module) -> list[Conv1D]:
+    return [module for module in model.modules() if isinstance(module, Conv1D)]
+
+
+def assert_same_weights(one: Any, other: Any) -> None:
+    states = one.state_dict(), other.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
+@pytest.mark.parametrize("prepack", [False, True], ids=["as it lies", "prepacked"])
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
-def test_packed_states_equal_those_of_the_padded_forward(by_onednn: bool, activation: str) -> None:
+def test_packed_states_equal_those_of_the_padded_forward(by_onednn: bool, activation: str, prepack: bool) -> None:
     model = ours("GPT2Model", activation_function=activation)
-    packed = model.forward_packed(pack(SEQUENCES))
     alone = torch.cat([model(ids[None]).last_hidden_state[0] for ids in SEQUENCES])
-    assert_close(packed, alone)
+    if prepack:
+        model.prepack()
+        assert all((module._prepacked is not None) == by_onednn for module in convs(model))
+    assert_close(model.forward_packed(pack(SEQUENCES)), alone)
+    assert model.forward_packed(pack([])).shape == (0, model.config.n_embd)
 
 
 def test_log_probabilities_equal_the_softmax_of_the_logits(by_onednn: bool) -> None:
     model = ours()
     targets = torch.cat([torch.cat([ids[1:], ids[:1]]) for ids in SEQUENCES])
-    logprobs, _ = token_logprobs(model, pack(SEQUENCES), targets)
     logits = torch.cat([model(ids[None]).logits[0] for ids in SEQUENCES])
-    assert_close(logprobs, logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0])
+    expected = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0]
+    for scoring in (model, model.prepack(head=True)):
+        logprobs, _ = token_logprobs(scoring, pack(SEQUENCES), targets)
+        assert_close(logprobs, expected)
 
 
-def test_a_loaded_model_keeps_its_weights_in_the_order_that_reads_fastest(by_onednn: bool, tmp_path: object) -> None:
-    model = ours()
-    model.save_pretrained(tmp_path)
-    loaded = GPT2LMHeadModel.from_pretrained(str(tmp_path))
-    loaded.save_pretrained(f"{tmp_path}/again")
-    again = GPT2LMHeadModel.from_pretrained(f"{tmp_path}/again")
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name])
-    convs = [module for module in loaded.modules() if isinstance(module, Conv1D)]
-    assert all(module.weight.T.is_contiguous() == by_onednn for module in convs)
+@torch.no_grad()
+def test_a_prepacked_model_computes_the_padded_forward_too(prepacked: GPT2LMHeadModel) -> None:
+    for ids in SEQUENCES:
+        assert_close(prepacked(ids[None]).logits, ours()(ids[None]).logits)
+
+
+def test_a_prepacked_model_continues_as_it_did(prepacked: GPT2LMHeadModel) -> None:
+    def continued(model: GPT2LMHeadModel) -> dict[int, list[int]]:
+        engine = Engine(model, GenerationConfig(eos_token_id=None), slots=3, cache_tokens=1000)
+        requests = [Request(ids.numpy(), 12, ticket=place) for place, ids in enumerate(SEQUENCES)]
+        return {answer.request.ticket: answer.token_ids.tolist() for answer in engine.run(requests)}
+
+    assert prepacked.lm_head.operand.layout != torch.strided
+    assert continued(prepacked) == continued(ours())
+
+
+def test_gradients_pass_through_a_prepacked_model(prepacked: GPT2LMHeadModel) -> None:
+    found = []
+    for model in (prepacked, ours()):
+        embeds = torch.randn(1, 9, model.config.n_embd, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        model(inputs_embeds=embeds).logits.logsumexp(-1).sum().backward()
+        found.append(embeds.grad)
+    assert found[0] is not None
+    assert found[1] is not None
+    assert_close(found[0], found[1])
+
+
+def test_a_prepacked_model_is_saved_as_the_model_that_it_was(prepacked: GPT2LMHeadModel, tmp_path: Path) -> None:
+    prepacked.save_pretrained(tmp_path)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path)
+    assert_same_weights(again, ours())
+    again.prepack().save_pretrained(tmp_path / "again")
+    assert_same_weights(GPT2LMHeadModel.from_pretrained(tmp_path / "again"), ours())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda model: model.train(), lambda model: model.double().float(), copy.deepcopy],
+    ids=["training", "another dtype", "a copy"],
+)
+def test_what_needs_the_weights_puts_them_back(prepacked: GPT2LMHeadModel, change: Any) -> None:
+    changed = change(prepacked)
+    assert changed.lm_head.operand is changed.lm_head.weight
+    assert all(isinstance(module.weight, torch.nn.Parameter) for module in convs(changed))
+    assert_same_weights(changed, ours())
+    assert {name for name, _ in changed.named_parameters()} == {name for name, _ in ours().named_parameters()}
+
+
+def test_a_prepacked_head_follows_the_embedding(prepacked: GPT2LMHeadModel) -> None:
+    prepacked.resize_token_embeddings(50)
+    assert prepacked.lm_head.operand is prepacked.get_input_embeddings().weight
