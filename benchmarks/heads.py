@@ -3,8 +3,9 @@
     python -m benchmarks.heads [--rounds 2] [--json]
 
 Ours is the whole task, from texts to result columns; theirs is the pipeline at its best batch size, which is found
-first, on texts sorted by length. Every round measures both in turn, with the matrix-product rate just before and after;
-the table gives medians over the rounds, and ratios taken within a round. On long rows the share is what counts.
+first: once with the texts as they are given, as ours has them, and once with texts that were sorted by length for it.
+Every round measures all in turn, with the matrix-product rate just before and after; the table gives medians over the
+rounds, and ratios taken within a round. On long rows the share is what counts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 import gpt2model
-from benchmarks.machine import beside_the_rate, describe, median, print_table, seconds
+from benchmarks.machine import MatrixRate, beside_the_rate, describe, median, print_table, seconds
 from benchmarks.score import SHARED, wikitext_rows
 from gpt2model import GPT2Config, GPT2Tokenizer
 from pipeline.batching import PackRunner
@@ -39,7 +41,11 @@ TASKS: dict[str, tuple[str, str]] = {
     "ner": ("GPT2ForTokenClassification", "token-classification"),
     "embed": ("GPT2Model", "feature-extraction"),
 }
-BATCHES = (1, 4, 8, 16)
+BATCHES = (1, 2, 4, 8, 16)
+ORDERS: dict[str, Callable[[Sequence[str]], Sequence[str]]] = {
+    "as given": list,
+    "sorted": lambda rows: sorted(rows, key=len),
+}
 Run = Callable[[Sequence[str]], object]
 
 
@@ -97,8 +103,8 @@ def ours(name: str, folder: str, threads: int) -> Run:
     return run
 
 
-def theirs(name: str, folder: str, batch: int) -> Run:
-    """transformers' pipeline with one batch size, over texts sorted by length."""
+def theirs(name: str, folder: str) -> Callable[[Sequence[str], int], object]:
+    """transformers' pipeline, called with rows and a batch size."""
     import transformers
 
     options: dict[str, Any] = {"aggregation_strategy": "simple"} if name == "ner" else {}
@@ -109,31 +115,40 @@ def theirs(name: str, folder: str, batch: int) -> Run:
     pipe.model.config.pad_token_id = pipe.tokenizer.eos_token_id
     calling = {"truncation": True} if name == "classify" else {}
 
-    def run(rows: Sequence[str]) -> object:
-        return list(pipe(sorted(rows, key=len), batch_size=batch, **calling))
+    def run(rows: Sequence[str], batch: int) -> object:
+        return list(pipe(list(rows), batch_size=batch, **calling))
 
     return run
 
 
+def quickest(pipe: Callable[[Sequence[str], int], object], rows: Sequence[str]) -> int:
+    """The batch size that suits a pipeline best."""
+    return min(BATCHES, key=lambda batch: seconds(lambda: pipe(rows, batch)))
+
+
 def compare(name: str, folder: str, work: Texts, config: GPT2Config, rounds: int, threads: int) -> dict[str, Any]:
-    """Medians over the rounds of both engines, theirs at its best batch size."""
-    engines = {batch: theirs(name, folder, batch) for batch in BATCHES}
-    best = min(engines, key=lambda batch: seconds(lambda: engines[batch](work.rows)))
-    run = ours(name, folder, threads)
+    """Medians over the rounds of both engines, theirs at its best batch size for either order."""
+    pipe, run = theirs(name, folder), ours(name, folder, threads)
+    ordered = {order: arrange(work.rows) for order, arrange in ORDERS.items()}
+    best = {order: quickest(pipe, rows) for order, rows in ordered.items()}
     run(work.rows)
-    measured = [
-        (beside_the_rate(lambda: run(work.rows)), beside_the_rate(lambda: engines[best](work.rows)))
-        for _ in range(rounds)
-    ]
+    own: list[tuple[float, MatrixRate]] = []
+    other: dict[str, list[float]] = {order: [] for order in ORDERS}
+    for _ in range(rounds):
+        own.append(beside_the_rate(lambda: run(work.rows)))
+        for order, rows in ordered.items():
+            other[order].append(seconds(partial(pipe, rows, best[order])))
     operations = work.operations(config)
-    return {
-        "tokens/s": median(work.tokens / own[0] for own, _ in measured),
-        "share": median(operations / own[0] / own[1].torch_mm for own, _ in measured),
-        "of the fastest": median(operations / own[0] / own[1].fastest for own, _ in measured),
-        "their tokens/s": median(work.tokens / other[0] for _, other in measured),
-        "their batch": best,
-        "ours is faster": median(other[0] / own[0] for own, other in measured),
+    found: dict[str, Any] = {
+        "tokens/s": median(work.tokens / took for took, _ in own),
+        "share": median(operations / took / rate.torch_mm for took, rate in own),
+        "of the fastest": median(operations / took / rate.fastest for took, rate in own),
     }
+    for order, took in other.items():
+        found[f"theirs {order}"] = median(work.tokens / each for each in took)
+        found[f"batch {order}"] = best[order]
+        found[f"ratio {order}"] = median(each / mine for each, (mine, _) in zip(took, own, strict=True))
+    return found
 
 
 def save(name: str, folder: Path, tokenizer: GPT2Tokenizer) -> GPT2Config:

@@ -97,6 +97,7 @@ class Driver:
         self._waiting: deque[Assignment] = deque()
         self._seats: list[_Seat] = []
         self._gone = Counts()
+        self._remarks: set[str] = set()
         self._failed_starts = 0
         self._deaths = 0
         """Since anything was done."""
@@ -257,6 +258,10 @@ class Driver:
         self.tokens += report.tokens
         self.ended = time.monotonic()
         self.done(report)
+        for remark in report.remarks:
+            if remark not in self._remarks:
+                self._remarks.add(remark)
+                self._note(f"a worker warns: {remark}", "worker_warning")
         for row, why in part.set_aside.items():
             self._note(f"{part.split.name}, row {row} is set aside: {why}", "row_set_aside")
         following = None if part.retry else self.plan.following(part, report.counted.rows)

@@ -7,6 +7,7 @@ written. The device is one part's at a time, in the order they came; engines, wh
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from bisect import bisect_left
@@ -29,6 +30,7 @@ from pipeline.job import Job
 from pipeline.mending import StandingPart
 from pipeline.overlap import Ahead
 from pipeline.plan import Part
+from pipeline.remarks import Remarks
 from pipeline.sources import Source
 from pipeline.steps import StepSpec, load_steps, side_by_side, told_of, without_rows
 from pipeline.store import Store
@@ -100,6 +102,8 @@ class PartReport:
     """Computed for it."""
     stamp: Stamp | None = None
     """Of its file; None where the store tells no times."""
+    remarks: tuple[str, ...] = ()
+    """What the worker's model has warned of so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +155,13 @@ class Worker:
         self._committing: set[str] = set()
         self._stopped = False
         self._changing = threading.Lock()
+        self._remarks = Remarks()
 
     def start(self) -> str:
         """Load tokenizer and model; returns the device's name. Raises WorkerError where this node can't."""
         import torch
 
+        logging.getLogger("gpt2model").addHandler(self._remarks)
         if self.spec.device == "cpu":
             torch.set_num_threads(1)
         elif not torch.cuda.is_available():
@@ -211,7 +217,8 @@ class Worker:
                 staged.write(table)
             with self._commits(part):
                 stamp = staged.commit(self._footer(part, staged.rows, sums.errors, sums.figures))
-        return PartReport(part, Counted(staged.rows, sums.errors, sums.figures), sums.tokens, stamp)
+        counted = Counted(staged.rows, sums.errors, sums.figures)
+        return PartReport(part, counted, sums.tokens, stamp, self._remarks.so_far())
 
     def retry(self, part: Part) -> PartReport:
         """Do those rows of a committed part again that carry an error, and put its file in place anew."""
@@ -225,7 +232,8 @@ class Worker:
                 self._beats += 1
             with self._commits(part):
                 stamp = staged.commit(self._footer(part, staged.rows, sums.errors, figures))
-        return PartReport(part, Counted(staged.rows, sums.errors, figures), sums.tokens, stamp)
+        counted = Counted(staged.rows, sums.errors, figures)
+        return PartReport(part, counted, sums.tokens, stamp, self._remarks.so_far())
 
     def probe(self, part: Part) -> None:
         """Compute the rows of `part` and keep nothing: all that counts is whether it ends well."""

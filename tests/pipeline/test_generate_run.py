@@ -1,5 +1,6 @@
 """Whole runs of generate: the same values whatever the workers, the cache and the parts, and whatever dies."""
 
+import logging
 import os
 import shutil
 import signal
@@ -118,7 +119,7 @@ def test_every_row_is_continued_once_in_order_by_the_draws_of_its_place(
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_the_number_of_workers_changes_no_value(
-    job: Path, calm: dict[str, pa.Table], tmp_path: Path, workers: int
+    job: Path, calm: dict[str, pa.Table], tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = tmp_path / "seen"
     seen.mkdir()
@@ -127,6 +128,7 @@ def test_the_number_of_workers_changes_no_value(
         """Begins when every worker has a part to do, so that none does all of them."""
 
         def run(self, part: Part) -> PartReport:
+            logging.getLogger("gpt2model.generation").warning("steps take longer: %s", "the reason")
             (seen / str(os.getpid())).touch()
             others = threading.Event()
             while len(list(seen.iterdir())) < workers:
@@ -137,6 +139,8 @@ def test_the_number_of_workers_changes_no_value(
     assert run(job, tmp_path / "out", count, worker_class=Meeting).rows == ROWS
     assert len(list(seen.iterdir())) == workers
     assert files(tmp_path / "out") == calm
+    # What every worker's model warns of, whoever runs the job is told once.
+    assert capsys.readouterr().err.count("a worker warns: steps take longer: the reason\n") == 1
 
 
 OTHERWISE = [
