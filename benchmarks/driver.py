@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import describe, print_table
 from pipeline.index import Counted
+from pipeline.messages import PartReport
 from pipeline.plan import Part
-from pipeline.worker import PartReport, Worker
+from pipeline.worker import Worker
 
 CHECKPOINT = Path(__file__).parent.parent / "samples" / "gpt2-tiny"
 PACKAGES = ("ray", "pyarrow")

@@ -88,7 +88,7 @@ def activation(name: str, option: str = "activation_function") -> Activation:
 class Conv1D(onednn.Prepackable):
     """A linear layer whose weight is stored [in, out], as GPT-2's checkpoints have it: [B, in] -> [B, out].
 
-    Prepacked, it has no other copy of the weight.
+    Prepacked, it has no other copy of the weight: the parameter is empty until it is put back.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -104,11 +104,11 @@ class Conv1D(onednn.Prepackable):
     def prepack(self) -> None:
         """Hold the weight in oneDNN's layout, where oneDNN computes the product."""
         if self._prepacked is None and self._pack(self.weight.T):
-            del self.weight
+            self.weight.data = self.weight.data.new_empty(0)
 
     def unpack(self) -> None:
         if self._prepacked is not None:
-            self.weight = nn.Parameter(self._unpacked(self._prepacked))
+            self.weight.data = self._unpacked(self._prepacked)
         super().unpack()
 
     @staticmethod
@@ -124,15 +124,17 @@ class Conv1D(onednn.Prepackable):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if self._prepacked is not None:
-            state["_parameters"] = {**self._parameters, "weight": nn.Parameter(self._unpacked(self._prepacked))}
+            weight = nn.Parameter(self._unpacked(self._prepacked), self.weight.requires_grad)
+            state["_parameters"] = {**self._parameters, "weight": weight}
         return state
 
     def forward(self, x: Tensor) -> Tensor:
         if self._prepacked is None:
             return F.linear(x, self.weight.T, self.bias)
-        if torch.is_grad_enabled() and x.requires_grad:
+        rows = x.reshape(-1, x.shape[-1])
+        if torch.is_grad_enabled() or not onednn.takes(rows):
             return F.linear(x, self._prepacked.to_dense(), self.bias)
-        return onednn.linear(x.reshape(-1, x.shape[-1]), self._prepacked, self.bias).view(*x.shape[:-1], -1)
+        return onednn.linear(rows, self._prepacked, self.bias).view(*x.shape[:-1], self._prepacked.shape[0])
 
     def extra_repr(self) -> str:
         return f"in_features={self.operand.shape[1]}, out_features={self.operand.shape[0]}"
@@ -141,8 +143,11 @@ class Conv1D(onednn.Prepackable):
 class LanguageModelHead(onednn.Prepackable, nn.Linear):
     """Logits of the next token, [B, D] -> [B, V], by a weight that may be the token embedding's.
 
-    Prepacked, it holds a copy of the weight in oneDNN's layout beside it, for products with few rows.
+    Prepacked, it holds a copy of the weight in oneDNN's layout beside it, which the engine takes for its few rows.
     """
+
+    _packed_of: tuple[int, int] | None = None
+    """Which weight, in which state, the copy is of."""
 
     def __init__(self, config: GPT2Config) -> None:
         # The weight is drawn, or is the embedding's (`tie_weights` puts it in); on "meta" nothing is allocated.
@@ -154,12 +159,14 @@ class LanguageModelHead(onednn.Prepackable, nn.Linear):
     @property
     def operand(self) -> Tensor:
         """The weight [V, D], as onednn's products take it."""
-        return self.weight if self._prepacked is None else self._prepacked
+        if self._prepacked is None or self._packed_of != (self.weight.data_ptr(), self.weight._version):
+            return self.weight
+        return self._prepacked
 
     def prepack(self) -> None:
         """Make the copy, where oneDNN computes the product."""
-        if self._prepacked is None:
-            self._pack(self.weight)
+        if self.operand is self.weight and self._pack(self.weight):
+            self._packed_of = self.weight.data_ptr(), self.weight._version
 
 
 def inner_width(config: GPT2Config) -> int:

@@ -101,11 +101,13 @@ class GPT2PreTrainedModel(nn.Module):
         """Hold the blocks' weights in the layout that products on this processor read fastest; the values are rounded
         otherwise then.
 
-        For a model that only computes from now on. Its weights are not in parameters() but in state_dict(), and
-        training mode, or a move to another device or dtype, puts them back. ``head`` keeps a copy of the language-model
-        head's weight in that layout too, for generation. Does nothing where oneDNN does not compute the products (see
-        gpt2model.onednn).
+        For a model that only computes from now on. Its weights are then empty in parameters() and whole in
+        state_dict(); training mode, or a move to another device or dtype, puts them back. ``head`` keeps a copy of the
+        language-model head's weight in that layout too, for generate_many. Does nothing where oneDNN does not compute
+        the products (see gpt2model.onednn). Raises InputError in training mode.
         """
+        if self.training:
+            raise InputError("prepack() of a model in training mode: call eval() first")
         for module in self.modules():
             if isinstance(module, Conv1D):
                 module.prepack()
@@ -124,6 +126,8 @@ class GPT2PreTrainedModel(nn.Module):
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             elif isinstance(module, (Conv1D, nn.Embedding, nn.Linear)):
+                if isinstance(module, Conv1D):
+                    module.unpack()
                 narrower = math.sqrt(2 * self.config.n_layer) if name.endswith(".c_proj") else 1.0
                 nn.init.normal_(module.weight, std=self.config.initializer_range / narrower)
                 if isinstance(bias := getattr(module, "bias", None), Tensor):
@@ -155,10 +159,13 @@ class GPT2PreTrainedModel(nn.Module):
     def resize_token_embeddings(self, new_num_tokens: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
         """Make the vocabulary `new_num_tokens` long, rounded up to a multiple if one is given; returns the embedding.
 
-        Rows that stay keep their values; new ones are normal with deviation initializer_range. The head follows.
+        Rows that stay keep their values; new ones are normal with deviation initializer_range. The head follows. Raises
+        InputError for a length or a multiple below 1.
         """
         size = new_num_tokens
         if pad_to_multiple_of is not None:
+            if not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1:
+                raise InputError(f"pad_to_multiple_of={pad_to_multiple_of!r}: give a whole number of 1 or more")
             size = math.ceil(size / pad_to_multiple_of) * pad_to_multiple_of
         if size < 1:
             raise InputError(f"resize_token_embeddings({new_num_tokens}): a vocabulary has at least one entry")

@@ -22,8 +22,9 @@ from pipeline.assignment import Assignment
 from pipeline.deaths import Death, death_of
 from pipeline.errors import PipelineError, StoreError, WorkerBroken, WorkerError
 from pipeline.job import ClusterOptions
+from pipeline.messages import Counts, PartReport, WorkerSpec
 from pipeline.plan import Part, Plan
-from pipeline.worker import Counts, PartReport, Worker, WorkerSpec
+from pipeline.worker import Worker
 
 PARTS_IN_FLIGHT = 2
 POLL_SECONDS = 0.5
@@ -255,13 +256,7 @@ class Driver:
                 self._finished(seat, assignment.part, result)
 
     def _finished(self, seat: _Seat, part: Part, report: PartReport) -> None:
-        self.tokens += report.tokens
-        self.ended = time.monotonic()
-        self.done(report)
-        for remark in report.remarks:
-            if remark not in self._remarks:
-                self._remarks.add(remark)
-                self._note(f"a worker warns: {remark}", "worker_warning")
+        self._committed(report)
         for row, why in part.set_aside.items():
             self._note(f"{part.split.name}, row {row} is set aside: {why}", "row_set_aside")
         following = None if part.retry else self.plan.following(part, report.counted.rows)
@@ -357,9 +352,16 @@ class Driver:
         with contextlib.suppress(RayError):  # what is not committed is done by the next command
             report = ray.get(answer)
             if not probing:
-                self.tokens += report.tokens
-                self.ended = time.monotonic()
-                self.done(report)
+                self._committed(report)
+
+    def _committed(self, report: PartReport) -> None:
+        self.tokens += report.tokens
+        self.ended = time.monotonic()
+        self.done(report)
+        for remark in report.remarks:
+            if remark not in self._remarks:
+                self._remarks.add(remark)
+                self._note(f"a worker warns: {remark}", "worker_warning")
 
 
 def room_on(nodes: Iterable[Mapping[str, float]], needs: Mapping[str, float]) -> int:

@@ -13,9 +13,9 @@ from typing import Self
 from ray.util.metrics import Counter, Gauge
 
 from pipeline.identity import tasks_of
+from pipeline.messages import Counts
 from pipeline.pace import Pace
 from pipeline.plan import Plan
-from pipeline.worker import Counts
 
 TAGS = ("task", "run", "output")
 COUNTERS = {

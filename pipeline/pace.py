@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.worker import Counts
+from pipeline.messages import Counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from pipeline.growth import Growth, look
 from pipeline.job import Job, Step
 from pipeline.locations import Location, locate
 from pipeline.memory import memory_in_all
+from pipeline.messages import WorkerSpec
 from pipeline.plan import Plan, PlannedStep, make_plan
 from pipeline.sources import open_source
 from pipeline.sources.parquet import is_glob
@@ -36,7 +37,6 @@ from pipeline.steps import StepSpec
 from pipeline.store import Store
 from pipeline.tasks import Task, architecture_of, make_task
 from pipeline.weights import Weights, weights_of
-from pipeline.worker import WorkerSpec
 
 OTHER_FILES = (
     "config.json",

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline import log
 from pipeline.figures import format_duration, format_figure
+from pipeline.messages import Counts
 from pipeline.pace import Pace, pace_of
-from pipeline.worker import Counts
 
 LOG_SECONDS = 10.0
 Figures = Mapping[str, float | int | str | None]

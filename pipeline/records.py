@@ -23,7 +23,7 @@ from pipeline.store import Store
 
 if TYPE_CHECKING:
     from pipeline.driver import Driver
-    from pipeline.worker import Counts
+    from pipeline.messages import Counts
 
 PROGRESS = "progress.json"
 LOCAL_SECONDS, REMOTE_SECONDS = 5.0, 15.0

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import logging
 
+from pipeline.redaction import redact
+
 
 class Remarks(logging.Handler):
-    """Warnings, each told once; of records that are logged by any thread."""
+    """Warnings, each once and on one line; the worker's own log has them as well. For any threads."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._heard: dict[str, None] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._heard.setdefault(record.getMessage())
+        try:
+            self._heard.setdefault(redact(" ".join(record.getMessage().split())))
+        except Exception:
+            self.handleError(record)
+        if logging.lastResort is not None:
+            logging.lastResort.handle(record)
 
     def so_far(self) -> tuple[str, ...]:
         """All since the start, in their order."""

@@ -20,13 +20,14 @@ from pipeline.index import Counted
 from pipeline.job import Job, TaskSections
 from pipeline.lease import Lease
 from pipeline.locations import redact_all
+from pipeline.messages import PartReport
 from pipeline.metrics import Metrics
 from pipeline.plan import Part
 from pipeline.preflight import Prepared, named_cluster, prepare
 from pipeline.progress import Watch
 from pipeline.records import Recorder, Tally
 from pipeline.steps import summarize
-from pipeline.worker import PartReport, Worker
+from pipeline.worker import Worker
 
 MOST_FAILURES_TOLD = 5
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -25,15 +25,14 @@ from pipeline.batching import PackRunner, Runner
 from pipeline.continuing import EngineRunner
 from pipeline.errors import PartAbandoned, WorkerError
 from pipeline.footer import Footer
-from pipeline.index import Counted, Stamp
+from pipeline.index import Counted
 from pipeline.job import Job
 from pipeline.mending import StandingPart
+from pipeline.messages import Counts, PartReport, WorkerSpec
 from pipeline.overlap import Ahead
 from pipeline.plan import Part
 from pipeline.remarks import Remarks
-from pipeline.sources import Source
-from pipeline.steps import StepSpec, load_steps, side_by_side, told_of, without_rows
-from pipeline.store import Store
+from pipeline.steps import load_steps, side_by_side, told_of, without_rows
 from pipeline.tasks import Continuing, by_engine
 from pipeline.tasks.rows import ROW, RowResults, text_bytes
 
@@ -43,67 +42,6 @@ BYTES_PER_TOKEN = 4
 ENGINE_GROUP_BYTES = 2**21
 """Which beginnings rows share is decided group by group, so that no option of the cluster may have a say in it."""
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16_384}
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """All that a worker needs to start, on whatever node."""
-
-    job: Job
-    fingerprint: str
-    schema: pa.Schema
-    """Of every output file."""
-    read_columns: tuple[str, ...]
-    """Columns to read: the kept ones, then those that only the task needs."""
-    source: Source
-    store: Store
-    device: str
-    threads: int
-    steps: tuple[StepSpec, ...]
-    """What is done with every row, one after the other."""
-
-    @property
-    def task_columns(self) -> list[str]:
-        """Columns that the tasks read, each once for a step that reads it and for no other."""
-        if len(self.steps) == 1:
-            return list(self.steps[0].columns.values())
-        return list(dict.fromkeys(column for step in self.steps for column in step.columns.values()))
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What a worker has done since it started. Rows that were only tried are in tokens and beats, and not in rows."""
-
-    rows: int = 0
-    errors: int = 0
-    tokens: int = 0
-    slots: int = 0
-    """Places in the batches that held the tokens; the difference is padding."""
-    beats: int = 0
-    """Grows with whatever is read, computed or written: what tells slow work from none."""
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.rows + other.rows,
-            self.errors + other.errors,
-            self.tokens + other.tokens,
-            self.slots + other.slots,
-            self.beats + other.beats,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PartReport:
-    """What the driver is told of a committed part."""
-
-    part: Part
-    counted: Counted
-    tokens: int
-    """Computed for it."""
-    stamp: Stamp | None = None
-    """Of its file; None where the store tells no times."""
-    remarks: tuple[str, ...] = ()
-    """What the worker's model has warned of so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +125,9 @@ class Worker:
         from pipeline.memory import cache_size
 
         spec = self.spec
+        model.prepack(head=True)
         size = cache_size(spec.job, model.config, model.dtype, spec.device, spec.threads, among)
         graphs = None if spec.job.cluster.cuda_graphs else False
-        model.prepack(head=True)
         return EngineRunner(
             [task.engine(model, size.sequences, size.tokens, budget, graphs) for _ in range(size.engines)]
         )

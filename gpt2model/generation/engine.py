@@ -96,7 +96,6 @@ class Engine:
             )
         self.counts = EngineCounts()
         self._model = model
-        self._head = model.lm_head.operand
         self._device = model.device
         self._chooser = Chooser(config, logprobs=logprobs)
         self._stop = stop
@@ -271,7 +270,8 @@ class Engine:
 
     def _choose(self, states: Tensor, names: list[int], slots: Tensor) -> Choice:
         """The next token of each of the slots, which the host calls by their names."""
-        logits = onednn.linear(states, self._head) if onednn.takes(states) else states @ self._head.T
+        head = self._model.lm_head
+        logits = onednn.linear(states, head.operand) if onednn.takes(states) else states @ head.weight.T
         schedule = self._schedule
         held = np.stack([schedule.tokens[names], schedule.prompts[names], schedule.limits[names]])
         lengths, prompts, limits = self._on_device(held)

@@ -261,3 +261,17 @@ def test_from_pretrained_applies_changes(tmp_path: Path) -> None:
     assert GPT2Config.from_pretrained(tmp_path, num_labels=4) == GPT2Config(n_layer=3, num_labels=4)
     with pytest.raises(ConfigError, match=r"'n_layers'.*'n_layer'"):
         GPT2Config.from_pretrained(tmp_path, n_layers=4)
+
+
+def test_a_width_that_heads_cannot_share_is_refused_at_once() -> None:
+    narrow = transformers.GPT2Config(n_embd=37, n_head=12)
+    with pytest.raises(ValueError, match="divisible"):
+        transformers.GPT2Model(narrow)
+    with pytest.raises(ConfigError, match="n_embd=37 must be a multiple of n_head=12"):
+        GPT2Config(n_embd=37, n_head=12)
+
+
+def test_numbers_of_labels_may_be_text() -> None:
+    given: dict[str, Any] = {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": "0", "yes": "1"}}
+    assert transformers.GPT2Config(**given).label2id == {"no": "0", "yes": "1"}
+    assert GPT2Config(**given).label2id == {"no": 0, "yes": 1}

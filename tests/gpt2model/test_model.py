@@ -311,6 +311,12 @@ def test_resized_vocabulary_is_rounded_up_to_the_multiple() -> None:
     assert ours("GPT2Model").resize_token_embeddings(98, pad_to_multiple_of=8).weight.shape == (104, 32)
 
 
+@pytest.mark.parametrize("multiple", [0, -4, 1.3])
+def test_vocabulary_is_not_rounded_up_to_what_is_no_multiple(multiple: Any) -> None:
+    with pytest.raises(InputError, match=f"pad_to_multiple_of={multiple}: give a whole number"):
+        ours().resize_token_embeddings(98, pad_to_multiple_of=multiple)
+
+
 def test_vocabulary_cannot_be_resized_to_nothing() -> None:
     with pytest.raises(InputError, match="at least one entry"):
         ours().resize_token_embeddings(0)

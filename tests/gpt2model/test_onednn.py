@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gpt2model import GPT2LMHeadModel, onednn, pack, token_logprobs
+from gpt2model.errors import InputError
 from gpt2model.generation import Engine, GenerationConfig, Request
 from gpt2model.layers import Conv1D
 
@@ -29,7 +30,7 @@ def prepacked(monkeypatch: pytest.MonkeyPatch) -> GPT2LMHeadModel:
     monkeypatch.setattr(onednn, "_is_better", lambda: True)
     model: GPT2LMHeadModel = ours().prepack(head=True)
     assert convs(model)
-    assert not any(hasattr(module, "weight") for module in convs(model))
+    assert not any(module.weight.numel() for module in convs(model))
     return model
 
 
@@ -39,7 +40,7 @@ def convs(model: torch.nn.Module) -> list[Conv1D]:
 
 def assert_same_weights(one: Any, other: Any) -> None:
     states = one.state_dict(), other.state_dict()
-    assert states[0].keys() == states[1].keys()
+    assert list(states[0]) == list(states[1])
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
 
@@ -56,41 +57,95 @@ def test_packed_states_equal_those_of_the_padded_forward(by_onednn: bool, activa
     assert model.forward_packed(pack([])).shape == (0, model.config.n_embd)
 
 
-def test_log_probabilities_equal_the_softmax_of_the_logits(by_onednn: bool) -> None:
+@pytest.mark.parametrize("prepack", [False, True], ids=["as it lies", "prepacked"])
+def test_log_probabilities_equal_the_softmax_of_the_logits(by_onednn: bool, prepack: bool) -> None:
     model = ours()
     targets = torch.cat([torch.cat([ids[1:], ids[:1]]) for ids in SEQUENCES])
     logits = torch.cat([model(ids[None]).logits[0] for ids in SEQUENCES])
     expected = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0]
-    for scoring in (model, model.prepack(head=True)):
-        logprobs, _ = token_logprobs(scoring, pack(SEQUENCES), targets)
-        assert_close(logprobs, expected)
+    logprobs, _ = token_logprobs(model.prepack(head=True) if prepack else model, pack(SEQUENCES), targets)
+    assert_close(logprobs, expected)
 
 
 @torch.no_grad()
 def test_a_prepacked_model_computes_the_padded_forward_too(prepacked: GPT2LMHeadModel) -> None:
     for ids in SEQUENCES:
         assert_close(prepacked(ids[None]).logits, ours()(ids[None]).logits)
+    none = torch.empty(0, 5, dtype=torch.int64)
+    assert prepacked(none).logits.shape == ours()(none).logits.shape
+
+
+def continued(model: GPT2LMHeadModel) -> dict[int, list[int]]:
+    engine = Engine(model, GenerationConfig(eos_token_id=None), slots=3, cache_tokens=1000)
+    requests = [Request(ids.numpy(), 12, ticket=place) for place, ids in enumerate(SEQUENCES)]
+    return {answer.request.ticket: answer.token_ids.tolist() for answer in engine.run(requests)}
 
 
 def test_a_prepacked_model_continues_as_it_did(prepacked: GPT2LMHeadModel) -> None:
-    def continued(model: GPT2LMHeadModel) -> dict[int, list[int]]:
-        engine = Engine(model, GenerationConfig(eos_token_id=None), slots=3, cache_tokens=1000)
-        requests = [Request(ids.numpy(), 12, ticket=place) for place, ids in enumerate(SEQUENCES)]
-        return {answer.request.ticket: answer.token_ids.tolist() for answer in engine.run(requests)}
-
     assert prepacked.lm_head.operand.layout != torch.strided
     assert continued(prepacked) == continued(ours())
 
 
-def test_gradients_pass_through_a_prepacked_model(prepacked: GPT2LMHeadModel) -> None:
+@torch.no_grad()
+def test_a_prepacked_head_is_not_used_once_its_weight_has_changed(prepacked: GPT2LMHeadModel) -> None:
+    plain = ours()
+    for model in (prepacked, plain):
+        model.get_input_embeddings().weight.mul_(-0.5)
+    assert prepacked.lm_head.operand is prepacked.lm_head.weight
+    assert continued(prepacked) == continued(plain)
+    assert prepacked.prepack(head=True).lm_head.operand.layout != torch.strided
+    assert continued(prepacked) == continued(plain)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["whole", "embeddings frozen"])
+def test_gradients_pass_through_a_prepacked_model(prepacked: GPT2LMHeadModel, frozen: bool) -> None:
     found = []
     for model in (prepacked, ours()):
-        embeds = torch.randn(1, 9, model.config.n_embd, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        model(inputs_embeds=embeds).logits.logsumexp(-1).sum().backward()
-        found.append(embeds.grad)
-    assert found[0] is not None
-    assert found[1] is not None
-    assert_close(found[0], found[1])
+        for embedding in (model.transformer.wte, model.transformer.wpe):
+            embedding.requires_grad_(not frozen)
+        model(SEQUENCES[0][None]).logits.logsumexp(-1).sum().backward()
+        found.append({name: each.grad for name, each in model.named_parameters() if "weight" not in name})
+    assert found[0]
+    for name, gradient in found[0].items():
+        assert gradient is not None
+        assert_close(gradient, found[1][name])
+
+
+def test_autocast_takes_a_prepacked_model(prepacked: GPT2LMHeadModel) -> None:
+    ids = SEQUENCES[0][None]
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        assert_close(prepacked(ids).logits.float(), ours()(ids).logits.float(), tolerance=2e-2)
+
+
+def test_weights_are_loaded_into_a_prepacked_model(prepacked: GPT2LMHeadModel) -> None:
+    other = ours()
+    other.init_weights()
+    prepacked.load_state_dict(other.state_dict())
+    assert_same_weights(prepacked, other)
+    assert continued(prepacked) == continued(other)
+
+
+def test_an_optimizer_goes_on_with_the_weights_that_come_back(prepacked: GPT2LMHeadModel) -> None:
+    before = list(ours().train().named_parameters())
+    model = ours()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.prepack().train()
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in before]
+    model(SEQUENCES[0][None], labels=SEQUENCES[0][None]).loss.backward()
+    optimizer.step()
+    assert not any(
+        torch.equal(each.weight, other.weight) for each, other in zip(convs(model), convs(ours()), strict=True)
+    )
+
+
+def test_a_model_in_training_is_not_prepacked(prepacked: GPT2LMHeadModel) -> None:
+    with pytest.raises(InputError, match="call eval"):
+        prepacked.train().prepack()
+
+
+def test_weights_can_be_drawn_anew(prepacked: GPT2LMHeadModel) -> None:
+    prepacked.init_weights()
+    assert all(module.weight.std() > 0 for module in convs(prepacked))
 
 
 def test_a_prepacked_model_is_saved_as_the_model_that_it_was(prepacked: GPT2LMHeadModel, tmp_path: Path) -> None:
@@ -111,7 +166,7 @@ def test_what_needs_the_weights_puts_them_back(prepacked: GPT2LMHeadModel, chang
     assert changed.lm_head.operand is changed.lm_head.weight
     assert all(isinstance(module.weight, torch.nn.Parameter) for module in convs(changed))
     assert_same_weights(changed, ours())
-    assert {name for name, _ in changed.named_parameters()} == {name for name, _ in ours().named_parameters()}
+    assert [name for name, _ in changed.named_parameters()] == [name for name, _ in ours().named_parameters()]
 
 
 def test_a_prepacked_head_follows_the_embedding(prepacked: GPT2LMHeadModel) -> None:

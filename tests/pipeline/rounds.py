@@ -19,11 +19,12 @@ from pipeline.compose import load_job
 from pipeline.driver import Failure
 from pipeline.errors import SourceError
 from pipeline.job import ClusterOptions, Job
+from pipeline.messages import Counts, PartReport, WorkerSpec
 from pipeline.plan import Part, Plan
 from pipeline.preflight import prepare
 from pipeline.run import Outcome, run_job
 from pipeline.verify import Verdict, verify
-from pipeline.worker import Counts, PartReport, Worker, WorkerSpec
+from pipeline.worker import Worker
 
 
 class DriverHere:

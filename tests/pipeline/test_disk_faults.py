@@ -13,10 +13,11 @@ import pytest
 from pipeline.compose import load_job
 from pipeline.errors import OutputRefused, PipelineError, StoreError
 from pipeline.locations import locate
+from pipeline.messages import PartReport
 from pipeline.plan import Part
 from pipeline.run import Outcome, run_job
 from pipeline.store import Store
-from pipeline.worker import PartReport, Worker
+from pipeline.worker import Worker
 from tests.pipeline.conftest import JobWriter
 
 

@@ -16,10 +16,11 @@ import yaml
 
 from gpt2model.generation import Engine
 from pipeline.compose import load_job
+from pipeline.messages import PartReport
 from pipeline.plan import Part
 from pipeline.preflight import prepare
 from pipeline.run import Outcome, run_job
-from pipeline.worker import PartReport, Worker
+from pipeline.worker import Worker
 from tests.pipeline.generating import Generating, save_lively
 
 ROWS, FIRST_FILE, PART = 160, 90, 16

@@ -16,8 +16,8 @@ from pipeline.cli import main
 from pipeline.cluster import _give_up
 from pipeline.errors import Interrupted
 from pipeline.figures import format_figure
+from pipeline.messages import Counts
 from pipeline.progress import Watch
-from pipeline.worker import Counts
 from tests.pipeline.conftest import JobWriter
 
 FIGURES = {

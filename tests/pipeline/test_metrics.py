@@ -18,11 +18,12 @@ import pytest
 
 from pipeline import metrics
 from pipeline.compose import load_job
+from pipeline.messages import Counts
 from pipeline.metrics import COUNTERS, GAUGES, TAGS, Metrics
 from pipeline.pace import Pace, pace_of
 from pipeline.plan import Plan
 from pipeline.preflight import prepare
-from pipeline.worker import Counts, Worker
+from pipeline.worker import Worker
 from tests.pipeline.conftest import JobWriter
 from tests.pipeline.test_named_cluster import answers
 from tests.pipeline.test_store import make_plan

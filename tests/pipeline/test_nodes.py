@@ -13,9 +13,10 @@ from ray.cluster_utils import Cluster
 
 from pipeline.compose import load_job
 from pipeline.job import Job
+from pipeline.messages import PartReport
 from pipeline.plan import Part
 from pipeline.run import Outcome, run_job
-from pipeline.worker import PartReport, Worker
+from pipeline.worker import Worker
 from tests.chaos.cases import undisturbed
 from tests.pipeline.conftest import JobWriter
 

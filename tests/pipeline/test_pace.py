@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.compose import load_job
+from pipeline.messages import Counts
 from pipeline.pace import Pace, pace_of
 from pipeline.preflight import prepare
 from pipeline.progress import Watch
 from pipeline.records import Recorder, Tally
-from pipeline.worker import Counts, Worker
+from pipeline.worker import Worker
 from tests.pipeline.conftest import JobWriter
 from tests.pipeline.test_records import StandIn
 from tests.pipeline.test_store import make_plan, store_at

@@ -13,9 +13,9 @@ from pipeline import records
 from pipeline.errors import Interrupted, LeaseHeld, PipelineError, StoreError
 from pipeline.index import Counted, Entry, Stamp
 from pipeline.index_files import read_index
+from pipeline.messages import Counts
 from pipeline.records import Recorder, Tally
 from pipeline.store import Store
-from pipeline.worker import Counts
 from tests.pipeline.test_store import make_plan, store_at
 
 

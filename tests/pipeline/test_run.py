@@ -16,9 +16,10 @@ import pytest
 
 from pipeline.compose import load_job
 from pipeline.errors import OutputRefused, PipelineError, WorkerBroken, WorkerError
+from pipeline.messages import PartReport
 from pipeline.plan import Part
 from pipeline.run import Outcome, run_job
-from pipeline.worker import PartReport, Worker
+from pipeline.worker import Worker
 from tests.chaos.cases import undisturbed
 from tests.pipeline.conftest import JobWriter, job_writer
 
