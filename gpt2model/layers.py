@@ -159,14 +159,19 @@ class LanguageModelHead(onednn.Prepackable, nn.Linear):
     @property
     def operand(self) -> Tensor:
         """The weight [V, D], as onednn's products take it."""
-        if self._prepacked is None or self._packed_of != (self.weight.data_ptr(), self.weight._version):
+        if self._prepacked is None or self._packed_of != _state_of(self.weight):
             return self.weight
         return self._prepacked
 
     def prepack(self) -> None:
         """Make the copy, where oneDNN computes the product."""
         if self.operand is self.weight and self._pack(self.weight):
-            self._packed_of = self.weight.data_ptr(), self.weight._version
+            self._packed_of = _state_of(self.weight)
+
+
+def _state_of(weight: Tensor) -> tuple[int, int]:
+    """Where the weight lies, and how often it was written to; nothing counts that of tensors of inference mode."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def inner_width(config: GPT2Config) -> int:

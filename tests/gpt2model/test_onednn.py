@@ -138,6 +138,13 @@ def test_an_optimizer_goes_on_with_the_weights_that_come_back(prepacked: GPT2LMH
     )
 
 
+def test_a_model_of_inference_mode_is_prepacked_too(prepacked: GPT2LMHeadModel) -> None:
+    with torch.inference_mode():
+        model = ours()
+    assert model.lm_head.weight.is_inference()
+    assert continued(model.prepack(head=True)) == continued(prepacked)
+
+
 def test_a_model_in_training_is_not_prepacked(prepacked: GPT2LMHeadModel) -> None:
     with pytest.raises(InputError, match="call eval"):
         prepacked.train().prepack()
