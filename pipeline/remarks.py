@@ -8,7 +8,7 @@ from pipeline.redaction import redact
 
 
 class Remarks(logging.Handler):
-    """Warnings, each once and on one line; the worker's own log has them as well. For any threads."""
+    """Warnings, each once and on one line; they stay in the worker's own log as well. For any threads."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -19,7 +19,8 @@ class Remarks(logging.Handler):
             self._heard.setdefault(redact(" ".join(record.getMessage().split())))
         except Exception:
             self.handleError(record)
-        if logging.lastResort is not None:
+        # Python's last resort is for records that no handler takes: this one is not to hide them.
+        if logging.lastResort is not None and not logging.root.handlers:
             logging.lastResort.handle(record)
 
     def so_far(self) -> tuple[str, ...]:
