@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 from pipeline.redaction import redact
 
@@ -26,3 +27,11 @@ class Remarks(logging.Handler):
     def so_far(self) -> tuple[str, ...]:
         """All since the start, in their order."""
         return tuple(self._heard)
+
+
+@cache
+def of_this_process() -> Remarks:
+    """What hears the models of this process, from the first call on."""
+    remarks = Remarks()
+    logging.getLogger("gpt2model").addHandler(remarks)
+    return remarks

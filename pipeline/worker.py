@@ -7,7 +7,6 @@ written. The device is one part's at a time, in the order they came; engines, wh
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from bisect import bisect_left
@@ -31,7 +30,7 @@ from pipeline.mending import StandingPart
 from pipeline.messages import Counts, PartReport, WorkerSpec
 from pipeline.overlap import Ahead
 from pipeline.plan import Part
-from pipeline.remarks import Remarks
+from pipeline.remarks import of_this_process
 from pipeline.steps import load_steps, side_by_side, told_of, without_rows
 from pipeline.tasks import Continuing, by_engine
 from pipeline.tasks.rows import ROW, RowResults, text_bytes
@@ -93,13 +92,12 @@ class Worker:
         self._committing: set[str] = set()
         self._stopped = False
         self._changing = threading.Lock()
-        self._remarks = Remarks()
+        self._remarks = of_this_process()
 
     def start(self) -> str:
         """Load tokenizer and model; returns the device's name. Raises WorkerError where this node can't."""
         import torch
 
-        logging.getLogger("gpt2model").addHandler(self._remarks)
         if self.spec.device == "cpu":
             torch.set_num_threads(1)
         elif not torch.cuda.is_available():

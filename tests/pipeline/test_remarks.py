@@ -1,20 +1,19 @@
 """What a model warns of, on its way to whoever runs the job."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
-from pipeline.remarks import Remarks
+from pipeline.remarks import Remarks, of_this_process
 
 
 @pytest.fixture
-def remarks() -> Iterator[tuple[logging.Logger, Remarks]]:
-    """A logger of the model's and what hears it."""
-    logger, heard = logging.getLogger("gpt2model.somewhere"), Remarks()
-    logging.getLogger("gpt2model").addHandler(heard)
-    yield logger, heard
-    logging.getLogger("gpt2model").removeHandler(heard)
+def remarks() -> tuple[logging.Logger, Remarks]:
+    """A logger that nothing else in this process hears below the root, and what hears it."""
+    logger, heard = logging.Logger("model"), Remarks()
+    logger.parent = logging.root
+    logger.addHandler(heard)
+    return logger, heard
 
 
 def test_each_warning_is_told_once_on_one_line_and_without_secrets(
@@ -52,3 +51,8 @@ def test_a_warning_that_cannot_be_put_into_words_ends_nothing(
     monkeypatch.setattr(logging.root, "handlers", [])  # pytest's own raise
     remarks[0].warning("%d rows", "some")
     assert remarks[1].so_far() == ()
+
+
+def test_all_the_workers_of_a_process_hear_its_models_by_one_handler() -> None:
+    assert of_this_process() is of_this_process()
+    assert logging.getLogger("gpt2model").handlers.count(of_this_process()) == 1
