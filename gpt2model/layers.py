@@ -146,8 +146,8 @@ class LanguageModelHead(onednn.Prepackable, nn.Linear):
     Prepacked, it holds a copy of the weight in oneDNN's layout beside it, which the engine takes for its few rows.
     """
 
-    _packed_of: tuple[int, int] | None = None
-    """Which weight, in which state, the copy is of."""
+    _packed_of: tuple[Tensor, int] | None = None
+    """What the copy is of: the memory, kept so that no other weight may lie there, and how often it was written to."""
 
     def __init__(self, config: GPT2Config) -> None:
         # The weight is drawn, or is the embedding's (`tie_weights` puts it in); on "meta" nothing is allocated.
@@ -159,19 +159,28 @@ class LanguageModelHead(onednn.Prepackable, nn.Linear):
     @property
     def operand(self) -> Tensor:
         """The weight [V, D], as onednn's products take it."""
-        if self._prepacked is None or self._packed_of != _state_of(self.weight):
+        if self._prepacked is None or self._packed_of is None:
             return self.weight
-        return self._prepacked
+        packed, writes = self._packed_of
+        unchanged = packed.data_ptr() == self.weight.data_ptr() and writes == _writes_to(self.weight)
+        return self._prepacked if unchanged else self.weight
 
     def prepack(self) -> None:
         """Make the copy, where oneDNN computes the product."""
         if self.operand is self.weight and self._pack(self.weight):
-            self._packed_of = _state_of(self.weight)
+            self._packed_of = self.weight.detach(), _writes_to(self.weight)
+
+    def unpack(self) -> None:
+        super().unpack()
+        self._packed_of = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_packed_of": None}
 
 
-def _state_of(weight: Tensor) -> tuple[int, int]:
-    """Where the weight lies, and how often it was written to; nothing counts that of tensors of inference mode."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+def _writes_to(weight: Tensor) -> int:
+    """How often the weight was written to; nothing counts that of tensors of inference mode."""
+    return 0 if weight.is_inference() else weight._version
 
 
 def inner_width(config: GPT2Config) -> int:

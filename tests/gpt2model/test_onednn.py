@@ -1,9 +1,11 @@
 """Products by oneDNN are the same numbers, whatever processor this is, and a prepacked model is the same model."""
 
 import copy
+import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -179,3 +181,14 @@ def test_what_needs_the_weights_puts_them_back(prepacked: GPT2LMHeadModel, chang
 def test_a_prepacked_head_follows_the_embedding(prepacked: GPT2LMHeadModel) -> None:
     prepacked.resize_token_embeddings(50)
     assert prepacked.lm_head.operand is prepacked.get_input_embeddings().weight
+
+
+def test_nothing_else_may_lie_where_the_weight_of_a_prepacked_head_lay(prepacked: GPT2LMHeadModel) -> None:
+    memory = np.ones(prepacked.lm_head.weight.shape, np.float32)
+    alive = weakref.ref(memory)
+    prepacked.lm_head.weight = torch.nn.Parameter(torch.from_numpy(memory))
+    prepacked.prepack(head=True).lm_head.weight = prepacked.get_input_embeddings().weight
+    del memory
+    assert alive() is not None
+    assert prepacked.train().lm_head.operand is prepacked.lm_head.weight
+    assert alive() is None
