@@ -93,7 +93,7 @@ def versions() -> dict[str, str]:
 def machine(setting: Setting) -> dict[str, Any]:
     """Device, versions, and which attention a pack gets."""
     told: dict[str, Any] = {**describe(()), **versions(), "size": setting.size}
-    told["variable-length attention"] = packing._varlen_attn is not None
+    told["variable-length attention"] = packing.varlen_kernel() is not None
     if setting.on_gpu:
         properties = torch.cuda.get_device_properties(setting.device)
         told["CUDA"] = torch.version.cuda

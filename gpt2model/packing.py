@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,15 +28,17 @@ if TYPE_CHECKING:
 _BLOCK = 64
 
 
-def _find_varlen() -> Callable[..., Tensor] | None:
-    """torch's variable-length attention; torch 2.10 has none that takes a scale, and older ones have none."""
+@cache
+def varlen_kernel() -> Callable[..., Tensor] | None:
+    """torch's variable-length attention; torch 2.10 has none that takes a scale, and older ones have none.
+
+    Sought where it is needed first, since it brings torch's compiler, which takes seconds to import.
+    """
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return None
     kernel: Callable[..., Tensor] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     return kernel if "window_size" in inspect.signature(kernel).parameters else None
 
-
-_varlen_attn = _find_varlen()
 
 # Sequences given as ids: a list of integers, an integer array or an integer tensor, one-dimensional each.
 TokenIds = Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]] | Tensor
@@ -191,9 +194,9 @@ class PackedAttention:
         """Queries, keys and values side by side, [T, 3 * D], to mixed values [T, D]; scores are kept in float32."""
         tokens, width = projected.shape[0], projected.shape[1] // 3
         heads, scale = projected.view(tokens, 3, layer.n_head, width // layer.n_head), layer.scale
-        if _varlen_attn is not None and not self._branching and _varlen_takes(heads):
+        if not self._branching and _varlen_takes(heads) and (kernel := varlen_kernel()) is not None:
             ends, longest = self._packed.cu_seqlens, self._packed.max_seqlen
-            mixed = _varlen_attn(*heads.unbind(1), ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
+            mixed = kernel(*heads.unbind(1), ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
         else:
             mixed = self._run_by_run(heads, scale)
         return mixed.view(tokens, width)

@@ -128,6 +128,8 @@ class GPT2PreTrainedModel(nn.Module):
             elif isinstance(module, (Conv1D, nn.Embedding, nn.Linear)):
                 if isinstance(module, Conv1D):
                     module.unpack()
+                if module.weight.is_meta:  # nothing to draw, and for that torch would import its compiler: seconds
+                    continue
                 narrower = math.sqrt(2 * self.config.n_layer) if name.endswith(".c_proj") else 1.0
                 nn.init.normal_(module.weight, std=self.config.initializer_range / narrower)
                 if isinstance(bias := getattr(module, "bias", None), Tensor):

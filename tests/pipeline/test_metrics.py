@@ -1,14 +1,8 @@
 """What a run tells Prometheus, by way of Ray; that it can't never fails the run."""
 
-import contextlib
-import os
 import re
-import secrets
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +19,7 @@ from pipeline.plan import Plan
 from pipeline.preflight import prepare
 from pipeline.worker import Worker
 from tests.pipeline.conftest import JobWriter
-from tests.pipeline.test_named_cluster import answers
+from tests.pipeline.heads import answers, free_ports, ray_head
 from tests.pipeline.test_store import make_plan
 
 DONE = Counts(rows=30, errors=2, tokens=600, slots=600)
@@ -121,43 +115,19 @@ def test_names_are_prometheus_names() -> None:
         assert not name.endswith("_total"), "Ray adds it to counters"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture
-def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+def head() -> Iterator[tuple[str, int]]:
     """A Ray head in processes of its own: its address, and the port of its metrics."""
     pytest.importorskip("opentelemetry.exporter.prometheus", reason="a node exports metrics by ray[default]")
-    address, metrics_port = f"127.0.0.1:{free_port()}", free_port()
-    environment = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_metrics_report_interval_ms": "200",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        ports = [f"--port={address.rpartition(':')[2]}", f"--metrics-export-port={metrics_port}"]
-        options = ["--head", "--block", *ports, "--num-cpus=1", "--include-dashboard=false", f"--temp-dir={folder}"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            while not (answers(address) and answers(f"127.0.0.1:{metrics_port}")):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    raise AssertionError(f"the head ended with {process.wait(timeout=0.2)}")
-            yield address, metrics_port
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+    port, metrics_port = free_ports(2)
+    address = f"127.0.0.1:{port}"
+    options = [f"--port={port}", f"--metrics-export-port={metrics_port}", "--num-cpus=1", "--include-dashboard=false"]
+    with ray_head(
+        lambda: answers(address) and answers(f"127.0.0.1:{metrics_port}"),
+        *options,
+        RAY_metrics_report_interval_ms="200",
+    ):
+        yield address, metrics_port
 
 
 def scraped(port: int) -> dict[str, float]:

@@ -2,12 +2,9 @@
 
 import contextlib
 import os
-import secrets
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,41 +13,16 @@ import pytest
 
 from tests.chaos.processes import ray_workers
 from tests.pipeline.conftest import JobWriter
-
-
-def answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except OSError:
-        return False
-    return True
+from tests.pipeline.heads import answers, free_ports, ray_head
 
 
 @pytest.fixture
-def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a Ray head in processes of its own, which asks for a token."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+def head() -> Iterator[str]:
+    """The address of a Ray head in processes of its own."""
+    (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        options = ["--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--temp-dir={folder}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        while not answers(address):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                raise AssertionError(f"the head ended with {process.wait(timeout=0.2)}")
+    with ray_head(lambda: answers(address), f"--port={port}", "--num-cpus=1", "--include-dashboard=false"):
         yield address
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
 
 
 def kill_worker_of(run: subprocess.Popen[str], out: Path) -> None:
