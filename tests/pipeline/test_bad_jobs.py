@@ -237,6 +237,20 @@ def test_help_and_a_wrong_option_import_neither_torch_nor_ray() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_neither_looking_at_a_job_nor_doing_it_imports_torchs_compiler(write_job: JobWriter) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.compose import load_job; "
+        "from pipeline.preflight import prepare; from pipeline.preview import describe; "
+        "from pipeline.worker import Worker; prepared = prepare(load_job(Path(sys.argv[1]))); describe(prepared); "
+        "prepared.store.create(); worker = Worker(prepared.spec); worker.start(); "
+        "assert worker.run(next(prepared.plan.parts())).counted.rows == 100; "
+        "heavy = {'torch._dynamo', 'sympy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    generate = {"task": "generate", "generate": {"do_sample": True, "max_new_tokens": 2}}
+    for job in (write_job(), write_job(**generate)):
+        subprocess.run([sys.executable, "-c", code, str(job)], check=True)
+
+
 def test_a_refusal_that_quotes_something_endless_keeps_its_beginning_and_the_remedy(write_job: JobWriter) -> None:
     result = invoke("run", write_job(), f"model.revision={'a' * 9000}")
     refused(result, "model.path", "aaa… ", "drop revision='aaa")
