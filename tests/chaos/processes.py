@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE")
 """Ray's own processes, which may outlive by a minute a node that is killed, and then end."""
 SHARED_MEMORY = Path("/dev/shm")
+UNMAPPED_SECONDS = 5.0
+"""Well above the moment between the making of such a file and its mapping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,14 @@ def ray_workers(mark: str) -> list[Process]:
 
 
 def unused_shared_memory(before: set[str]) -> list[str]:
-    """Files in /dev/shm that were not there before and that no process has mapped."""
+    """Files in /dev/shm that were not there before, that no process has mapped, and that stay."""
+    end = time.monotonic() + UNMAPPED_SECONDS
+    while (unused := _unused(before)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return unused
+
+
+def _unused(before: set[str]) -> list[str]:
     new = {file.name for file in SHARED_MEMORY.iterdir()} - before
     if not new:
         return []

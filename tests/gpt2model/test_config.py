@@ -220,7 +220,7 @@ def test_replacing_one_label_option_lets_the_others_follow() -> None:
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, ["'a' is 1", "1 is 'b'"]),
         ({"extra": 3}, ["extra=3", "mapping"]),
         ({"extra": {"n_layer": 3}}, ["n_layer", "as an option"]),
-        ({"extra": {"a": [object()]}}, ["extra.a[0]", "object", "config.json"]),
+        ({"extra": {"a": [range(3)]}}, ["extra.a[0]", "range", "config.json"]),
     ],
     ids=str,
 )
