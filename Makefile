@@ -1,6 +1,7 @@
 # The whole loop: make run, make test, make check; at length: make chaos, make bench. Each makes its own environment where there is none.
 PYTHON ?= python3
 VENV ?= .venv
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: run test check chaos bench deploy-check clean
@@ -8,8 +9,9 @@ BIN := $(VENV)/bin
 run: $(VENV)/run.stamp
 	$(BIN)/pipeline run jobs/score.yaml
 
+# Whole files side by side: each has its own Ray. Tests of one file, or of one name: python -m pytest tests/….
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/check.stamp
 	$(BIN)/ruff check .
