@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 import yaml
 
+from gpt2model import onednn
 from pipeline.figures import format_figure
 from pipeline.growth import NAMED
 from pipeline.job import Step
@@ -39,6 +40,7 @@ def describe(prepared: Prepared) -> str:
         *_steps(prepared),
         _memory(prepared),
         *_caches(prepared),
+        *_heads(prepared),
         f"output            {spec.store.folder.uri}",
         "",
         "output columns:",
@@ -79,6 +81,18 @@ def _caches(prepared: Prepared) -> Iterator[str]:
         positions, rows = size.engines * size.tokens, size.engines * size.sequences
         about = f"keys and values of {positions:,} positions, for {rows} rows at once"
         yield f"cache             {_megabytes(size.bytes)} a worker at most: {about}"
+
+
+def _heads(prepared: Prepared) -> Iterator[str]:
+    """Of tasks that continue rows, the language-model heads that a worker keeps once more where oneDNN computes."""
+    spec, copies = prepared.spec, dict[object, int]()
+    for each, told in zip(prepared.steps, spec.steps, strict=True):
+        state = torch.empty(1, each.checkpoint.config.n_embd, dtype=getattr(torch, each.dtype))
+        if by_engine(each.task) and spec.device == "cpu" and onednn.takes(state):
+            copies[told.weights, told.architecture] = each.checkpoint.config.vocab_size * state.nbytes
+    if copies:
+        size = _megabytes(sum(copies.values()))
+        yield f"head              {size} a worker: the language model's once more, laid out for products with few rows"
 
 
 def _round(prepared: Prepared, parts: int, done: int) -> list[str]:

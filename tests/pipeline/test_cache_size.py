@@ -9,15 +9,19 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2model import GPT2Config, GPT2LMHeadModel
+from gpt2model import GPT2Config, GPT2LMHeadModel, onednn
 from gpt2model.generation import Engine, GenerationConfig
 from gpt2model.generation.blocks import BLOCK
 from pipeline.cli import main
+from pipeline.compose import load_job
 from pipeline.job import Job
 from pipeline.memory import CPU_SHARE, CUDA_SHARE, CacheSize, cache_size
+from pipeline.preflight import prepare
+from pipeline.worker import Worker
 from tests.pipeline.conftest import JobWriter
 
 CONFIG = GPT2Config(vocab_size=50, n_positions=100, n_embd=16, n_layer=3, n_head=2)
+SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "gpt2-tiny"
 BLOCKS = 4
 """Of one row of 100 positions."""
 BLOCK_BYTES = 2 * 3 * 16 * BLOCK * 4
@@ -142,10 +146,10 @@ def test_an_engine_of_any_size_that_is_asked_for_can_be_made(sequences: int, cac
     assert engine.vacant == found.sequences
 
 
-def planned(job: Path, *overrides: str) -> str:
+def planned(job: Path, *overrides: str, what: str = "cache") -> str:
     result = CliRunner().invoke(main, ["plan", str(job), *overrides])
     assert result.exit_code == 0, result.output
-    return next((line for line in result.stdout.splitlines() if line.startswith("cache ")), "")
+    return next((line for line in result.stdout.splitlines() if line.startswith(f"{what} ")), "")
 
 
 def test_plan_tells_the_cache_of_what_continues_rows_by_engines(write_job: JobWriter) -> None:
@@ -155,3 +159,19 @@ def test_plan_tells_the_cache_of_what_continues_rows_by_engines(write_job: JobWr
     assert "0.3 MiB a worker at most: keys and values of 640 positions, for 6 rows at once" in line
     assert planned(job, "generate.num_beams=2") == ""
     assert planned(job, "task=score") == ""
+
+
+def test_plan_tells_the_copies_of_heads_that_workers_make(
+    write_job: JobWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = write_job(task="generate", model={"path": str(SAMPLE)})
+    monkeypatch.setattr(onednn, "_is_better", lambda: False)
+    assert planned(job, what="head") == ""
+    monkeypatch.setattr(onednn, "_is_better", lambda: True)
+    worker = Worker(prepare(load_job(job)).spec)
+    worker.start()
+    head = worker.steps[0].model.lm_head
+    assert head.operand is not head.weight
+    assert f" {head.weight.nbytes / 2**20:.1f} MiB a worker: " in planned(job, what="head")
+    assert planned(job, "generate.num_beams=2", what="head") == ""
+    assert planned(job, "task=score", what="head") == ""
