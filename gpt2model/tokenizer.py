@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer, processors
+from tokenizers import Encoding, Tokenizer
 
 from gpt2model import hub, tokenizer_files
 from gpt2model.encoding import PADDINGS, TRUNCATIONS, BatchEncoding, Padding, Ragged, Truncation, as_tensors
 from gpt2model.errors import TokenizerError
+from gpt2model.template import Template
 from gpt2model.tokenizer_input import Text, TextBatch, all_strings, as_batch, check_batch
 from gpt2model.tokenizer_options import NO_LIMIT, OPTION_NAMES, SIDES, one_of, parse_options
 from gpt2model.vocabulary import Vocabulary, as_lists
@@ -40,7 +41,7 @@ class GPT2Tokenizer(Vocabulary):
         known = parse_options(options)
         super().__init__(tokenizer_files.build_core(vocab, merges), known, added={})
         self._unread: dict[str, Any] = {}
-        self._set_processor(known.add_bos_token, known.add_eos_token)
+        self._take_template(known.add_bos_token, known.add_eos_token)
 
     @classmethod
     def from_pretrained(
@@ -75,30 +76,21 @@ class GPT2Tokenizer(Vocabulary):
         tokenizer = cls.__new__(cls)
         Vocabulary.__init__(tokenizer, files.core, known, files.added)
         tokenizer._unread = unread
-        tokenizer._set_processor(known.add_bos_token, known.add_eos_token)
+        tokenizer._take_template(known.add_bos_token, known.add_eos_token)
         return tokenizer
 
-    def _set_processor(self, add_bos_token: bool | None, add_eos_token: bool | None) -> None:
+    def _take_template(self, add_bos_token: bool | None, add_eos_token: bool | None) -> None:
         """Take the post-processor away from the library's tokenizer: rows are cut before it is applied, by us."""
-        self._processor = self._core.post_processor
-        self._core.post_processor = None
-        self._add_bos_token, self._add_eos_token = _template_ends(self._processor)
-        if self._processor is None or add_bos_token is not None or add_eos_token is not None:
-            self._add_bos_token, self._add_eos_token = bool(add_bos_token), bool(add_eos_token)
-            self._use_template()
+        found, self._core.post_processor = self._core.post_processor, None
+        if found is None or add_bos_token is not None or add_eos_token is not None:
+            self._template = self._made(bool(add_bos_token), bool(add_eos_token))
+        else:
+            self._template = Template.found(found)
 
-    def _use_template(self) -> None:
-        bos = self._ends("bos_token") if self._add_bos_token else []
-        eos = self._ends("eos_token") if self._add_eos_token else []
-        sides = [
-            [*(f"{token}:{side}" for token, _ in bos), f"${name}:{side}", *(f"{token}:{side}" for token, _ in eos)]
-            for side, name in enumerate("AB")
-        ]
-        self._processor = processors.TemplateProcessing(
-            single=sides[0], pair=sides[0] + sides[1], special_tokens=[*bos, *eos]
-        )
+    def _made(self, begins: bool, ends: bool) -> Template:
+        return Template.made(self._special("bos_token") if begins else [], self._special("eos_token") if ends else [])
 
-    def _ends(self, name: str) -> list[tuple[str, int]]:
+    def _special(self, name: str) -> list[tuple[str, int]]:
         token, index = getattr(self, name), getattr(self, f"{name}_id")
         if token is None:
             raise TokenizerError(f"add_{name}=True needs a {name}, and this tokenizer has none")
@@ -107,22 +99,20 @@ class GPT2Tokenizer(Vocabulary):
     @property
     def add_bos_token(self) -> bool:
         """Whether every row begins with `bos_token`."""
-        return self._add_bos_token
+        return self._template.begins
 
     @add_bos_token.setter
     def add_bos_token(self, value: bool) -> None:
-        self._add_bos_token = value
-        self._use_template()
+        self._template = self._made(value, self._template.ends)
 
     @property
     def add_eos_token(self) -> bool:
         """Whether every row ends with `eos_token`."""
-        return self._add_eos_token
+        return self._template.ends
 
     @add_eos_token.setter
     def add_eos_token(self, value: bool) -> None:
-        self._add_eos_token = value
-        self._use_template()
+        self._template = self._made(self._template.begins, value)
 
     def __call__(
         self,
@@ -191,7 +181,7 @@ class GPT2Tokenizer(Vocabulary):
         for index, (first, second) in enumerate(zip(raw[:count], seconds, strict=True)):
             if cut is not None:
                 cut.apply(first, second, added, "the text" if batch.single else f"text[{index}]")
-            rows.append(self._processor.process(first, second, add_special))
+            rows.append(self._template.apply(first, second, add_special))
         return rows
 
     def _columns(self, groups: Sequence[Sequence[Encoding]], names: Sequence[str]) -> dict[str, Any]:
@@ -205,17 +195,12 @@ class GPT2Tokenizer(Vocabulary):
         columns: dict[str, Any] = {"input_ids": [row.ids for group in groups for row in group]}
         for name in names:
             if name == "token_type_ids":
-                columns[name] = [self._type_ids(row, at > 0) for group in groups for at, row in enumerate(group)]
+                columns[name] = [
+                    self._template.type_ids(row, at > 0) for group in groups for at, row in enumerate(group)
+                ]
             else:
                 columns[name] = [read[name](row) for group in groups for row in group]
         return columns
-
-    def _type_ids(self, row: Encoding, overflow: bool) -> list[int]:
-        """A template gives a row its types, but not the overflow; there, and without a template, they tell the pair."""
-        if overflow or isinstance(self._processor, processors.ByteLevel):
-            sides = zip(row.type_ids, row.sequence_ids, strict=True)
-            return [of_template if sequence is None else sequence for of_template, sequence in sides]
-        return row.type_ids
 
     def _wants(self, name: str, asked: bool | None) -> bool:
         return name in self.model_input_names if asked is None else asked
@@ -299,7 +284,7 @@ class GPT2Tokenizer(Vocabulary):
             check_batch(TextBatch(batch, None, single=False, words=False))
             raise
         if add_special_tokens and self.num_special_tokens_to_add():
-            encodings = [self._processor.process(row, None, True) for row in encodings]
+            encodings = [self._template.apply(row, None, True) for row in encodings]
         ids = [row.ids for row in encodings]
         offsets = np.zeros(len(ids) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)), out=offsets[1:])
@@ -320,7 +305,7 @@ class GPT2Tokenizer(Vocabulary):
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Tokens that the template adds to a row."""
-        return int(self._processor.num_special_tokens_to_add(pair))
+        return self._template.num_added(pair)
 
     def pad(
         self,
@@ -355,7 +340,7 @@ class GPT2Tokenizer(Vocabulary):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json, vocab.json, merges.txt and tokenizer_config.json; transformers reads them too."""
         description = json.loads(self._core.to_str())
-        description["post_processor"] = _description(self._processor)
+        description["post_processor"] = self._template.description()
         settings = {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token, **self._settings()}
         tokenizer_files.write_folder(Path(folder), description, {**self._unread, **settings})
 
@@ -373,19 +358,6 @@ def _known_settings(files: tokenizer_files.TokenizerFiles) -> tuple[dict[str, An
         if set_up:
             known.setdefault(name, set_up["direction"])
     return known, unread
-
-
-def _description(processor: Any) -> Any:
-    """A post-processor as tokenizer.json has it: what the library pickles is that text."""
-    return None if processor is None else json.loads(processor.__getstate__())
-
-
-def _template_ends(processor: Any) -> tuple[bool, bool]:
-    """Whether a post-processor puts a special token at the beginning, and at the end, of a row."""
-    pieces = (_description(processor) or {}).get("single")
-    if not isinstance(pieces, list) or not pieces:
-        return False, False
-    return "SpecialToken" in pieces[0], "SpecialToken" in pieces[-1]
 
 
 def _transposed(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from gpt2model import GPT2Config, GPT2Tokenizer
 from gpt2model.classifiers import GPT2ForQuestionAnswering
+from gpt2model.template import Template
 from pipeline.errors import JobError
 from pipeline.tasks.qa import QaOptions, QaTask, cut
 from tests.pipeline.answers import answers
@@ -251,7 +252,7 @@ def test_an_overlap_without_room_for_more_is_refused(answerer: Answerer) -> None
 
 def test_a_template_with_the_context_first_is_refused(answerer: Answerer) -> None:
     tokenizer = GPT2Tokenizer(answerer.tokenizer.get_vocab(), [])
-    tokenizer._processor = TemplateProcessing(single="$A", pair="$B $A:1", special_tokens=[])
+    tokenizer._template = Template.found(TemplateProcessing(single="$A", pair="$B $A:1", special_tokens=[]))
     with pytest.raises(JobError, match="give it a template of \\$A and \\$B"):
         Answerer(answerer.model, tokenizer).task()
 
