@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 run: $(VENV)/run.stamp
 	$(BIN)/pipeline run jobs/score.yaml
 
-# Whole files side by side: each has its own Ray. Tests of one file, or of one name: python -m pytest tests/….
+# Whole files side by side, since the tests of a file share one Ray. A single file: python -m pytest tests/….
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 

@@ -14,9 +14,9 @@ from tokenizers import Encoding, Tokenizer
 from gpt2model import hub, tokenizer_files
 from gpt2model.encoding import PADDINGS, TRUNCATIONS, BatchEncoding, Padding, Ragged, Truncation, as_tensors
 from gpt2model.errors import TokenizerError
-from gpt2model.template import Template
 from gpt2model.tokenizer_input import Text, TextBatch, all_strings, as_batch, check_batch
 from gpt2model.tokenizer_options import NO_LIMIT, OPTION_NAMES, SIDES, one_of, parse_options
+from gpt2model.tokenizer_template import Template
 from gpt2model.vocabulary import Vocabulary, as_lists
 
 

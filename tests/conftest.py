@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL_TESTS = Path(__file__).resolve().parent / "gpt2model"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -28,6 +29,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The many short files of the model last, so that of several processes none ends long before the others."""
+    items.sort(key=lambda item: MODEL_TESTS in item.path.parents)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-from tests.pipeline.heads import free_ports, ray_head
+from tests.pipeline.ray_head import free_ports, ray_head
 
 PORTS = (
     "port",

@@ -19,7 +19,7 @@ from pipeline.plan import Plan
 from pipeline.preflight import prepare
 from pipeline.worker import Worker
 from tests.pipeline.conftest import JobWriter
-from tests.pipeline.heads import answers, free_ports, ray_head
+from tests.pipeline.ray_head import answers, free_ports, ray_head
 from tests.pipeline.test_store import make_plan
 
 DONE = Counts(rows=30, errors=2, tokens=600, slots=600)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.chaos.processes import ray_workers
 from tests.pipeline.conftest import JobWriter
-from tests.pipeline.heads import answers, free_ports, ray_head
+from tests.pipeline.ray_head import answers, free_ports, ray_head
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from gpt2model import GPT2Config, GPT2Tokenizer
 from gpt2model.classifiers import GPT2ForQuestionAnswering
-from gpt2model.template import Template
+from gpt2model.tokenizer_template import Template
 from pipeline.errors import JobError
 from pipeline.tasks.qa import QaOptions, QaTask, cut
 from tests.pipeline.answers import answers

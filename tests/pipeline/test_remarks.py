@@ -4,7 +4,11 @@ import logging
 
 import pytest
 
+from pipeline.compose import load_job
+from pipeline.preflight import prepare
 from pipeline.remarks import Remarks, of_this_process
+from pipeline.worker import Worker
+from tests.pipeline.conftest import JobWriter
 
 
 @pytest.fixture
@@ -53,6 +57,10 @@ def test_a_warning_that_cannot_be_put_into_words_ends_nothing(
     assert remarks[1].so_far() == ()
 
 
-def test_all_the_workers_of_a_process_hear_its_models_by_one_handler() -> None:
-    assert of_this_process() is of_this_process()
-    assert logging.getLogger("gpt2model").handlers.count(of_this_process()) == 1
+def test_all_the_workers_of_a_process_hear_its_models_by_one_handler(write_job: JobWriter) -> None:
+    spec = prepare(load_job(write_job())).spec
+    for _ in range(2):
+        Worker(spec).start()
+    assert [each for each in logging.getLogger("gpt2model").handlers if isinstance(each, Remarks)] == [
+        of_this_process()
+    ]

@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from tests.pipeline.heads import free_ports
 from tests.pipeline.job_server import job_server
+from tests.pipeline.ray_head import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 REVIEWS = ROOT / "samples" / "reviews.parquet"
